@@ -1,0 +1,183 @@
+//! What is particular to x86-64: the system call instruction, call numbers, thread registers.
+
+use core::arch::asm;
+
+/// `syscall` with its two bytes in memory order: what stands before the address that a system call
+/// returns to.
+pub const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
+
+/// Numbers of system calls, from arch/x86/entry/syscalls/syscall_64.tbl.
+#[expect(missing_docs, reason = "each is documented in section 2 of the manual")]
+pub mod nr {
+    macro_rules! numbers {
+        ($($name:ident = $number:literal;)*) => {
+            $(pub const $name: usize = $number;)*
+
+            /// The name of a call, for messages.
+            #[must_use]
+            pub fn name(number: usize) -> &'static str {
+                match number {
+                    $($number => stringify!($name),)*
+                    _ => "?",
+                }
+            }
+        };
+    }
+
+    numbers! {
+        READ = 0; WRITE = 1; CLOSE = 3; FSTAT = 5; POLL = 7; LSEEK = 8; MMAP = 9; MPROTECT = 10;
+        MUNMAP = 11; BRK = 12; RT_SIGACTION = 13; RT_SIGPROCMASK = 14; RT_SIGRETURN = 15; IOCTL = 16;
+        PREAD64 = 17; SCHED_YIELD = 24; MREMAP = 25; MADVISE = 28; PAUSE = 34; NANOSLEEP = 35;
+        GETITIMER = 36; SETITIMER = 38; GETPID = 39; CONNECT = 42; ACCEPT = 43; SENDTO = 44;
+        RECVFROM = 45; SENDMSG = 46; RECVMSG = 47; SOCKET = 41; CLONE = 56; FORK = 57; VFORK = 58;
+        EXECVE = 59; EXIT = 60; WAIT4 = 61; KILL = 62; SEMOP = 65; MSGSND = 69; MSGRCV = 70; FCNTL = 72;
+        FSYNC = 74; FDATASYNC = 75; READLINK = 89; GETRLIMIT = 97; SETPGID = 109; GETPPID = 110;
+        SETSID = 112; GETPGID = 121; GETSID = 124; RT_SIGPENDING = 127; RT_SIGTIMEDWAIT = 128;
+        RT_SIGQUEUEINFO = 129; RT_SIGSUSPEND = 130; SIGALTSTACK = 131; PERSONALITY = 135; PRCTL = 157;
+        ARCH_PRCTL = 158; GETTID = 186; FUTEX = 202; SCHED_GETAFFINITY = 204; SCHED_SETAFFINITY = 203;
+        IO_GETEVENTS = 208; GETDENTS64 = 217; SET_TID_ADDRESS = 218; SEMTIMEDOP = 220;
+        CLOCK_GETTIME = 228; CLOCK_NANOSLEEP = 230; EXIT_GROUP = 231; EPOLL_WAIT = 232; TGKILL = 234;
+        WAITID = 247; OPENAT = 257; NEWFSTATAT = 262; READLINKAT = 267; SELECT = 23; PSELECT6 = 270;
+        PPOLL = 271; SET_ROBUST_LIST = 273; GET_ROBUST_LIST = 274; TEE = 276; EPOLL_PWAIT = 281;
+        ACCEPT4 = 288; PIPE2 = 293; RT_TGSIGQUEUEINFO = 297; RECVMMSG = 299; PRLIMIT64 = 302; KCMP = 312;
+        SCHED_SETATTR = 314; SCHED_GETATTR = 315; EXECVEAT = 322; RSEQ = 334; PIDFD_OPEN = 434;
+        CLOSE_RANGE = 436; PIDFD_GETFD = 438; EPOLL_PWAIT2 = 441;
+    }
+}
+
+/// Makes a system call.
+///
+/// # Safety
+///
+/// The call does what the caller means, and every pointer in `args` is good for it.
+#[inline(always)]
+pub unsafe fn syscall(nr: usize, args: [usize; 6]) -> usize {
+    let returned;
+    // SAFETY: the caller vouches for the call. The kernel changes rcx, r11 and the result only.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") nr => returned,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            in("rdx") args[2],
+            in("r10") args[3],
+            in("r8") args[4],
+            in("r9") args[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    returned
+}
+
+/// `arch_prctl` operations, from arch/x86/include/uapi/asm/prctl.h.
+pub mod prctl {
+    /// Set the base of gs.
+    pub const SET_GS: usize = 0x1001;
+    /// Set the base of fs.
+    pub const SET_FS: usize = 0x1002;
+    /// Read the base of fs.
+    pub const GET_FS: usize = 0x1003;
+    /// Read the base of gs.
+    pub const GET_GS: usize = 0x1004;
+}
+
+/// Whether the CPU has the CRC32 instruction.
+#[must_use]
+pub fn has_sse42() -> bool {
+    core::arch::x86_64::__cpuid(1).ecx & (1 << 20) != 0
+}
+
+/// Machine registers in the order of `struct sigcontext_64` (arch/x86/include/uapi/asm/sigcontext.h).
+#[derive(Debug)]
+#[repr(C)]
+#[expect(missing_docs, reason = "registers")]
+pub struct MachineContext {
+    pub r8: usize,
+    pub r9: usize,
+    pub r10: usize,
+    pub r11: usize,
+    pub r12: usize,
+    pub r13: usize,
+    pub r14: usize,
+    pub r15: usize,
+    pub rdi: usize,
+    pub rsi: usize,
+    pub rbp: usize,
+    pub rbx: usize,
+    pub rdx: usize,
+    pub rax: usize,
+    pub rcx: usize,
+    pub rsp: usize,
+    pub rip: usize,
+    pub eflags: usize,
+    pub segments: u64,
+    pub err: u64,
+    pub trapno: u64,
+    pub oldmask: u64,
+    pub cr2: u64,
+    pub fpstate: usize,
+    reserved: [u64; 8],
+}
+
+/// `struct ucontext` of the kernel (include/uapi/asm-generic/ucontext.h), as far as it is used.
+#[derive(Debug)]
+#[repr(C)]
+pub struct UserContext {
+    /// UC_… flags.
+    pub flags: usize,
+    /// Unused by the kernel.
+    pub link: usize,
+    /// The alternate stack when the signal came.
+    pub stack: crate::signal::AltStack,
+    /// Registers of the interrupted code.
+    pub machine: MachineContext,
+    /// The mask that sigreturn gives back.
+    pub mask: u64,
+}
+
+impl UserContext {
+    /// Whether the interrupted code stands just behind a system call that returned `errno`.
+    ///
+    /// # Safety
+    ///
+    /// The context is that of a thread which stands in a signal handler of this process.
+    #[must_use]
+    pub unsafe fn returned(&self, errno: crate::Errno) -> bool {
+        let failed = 0usize.wrapping_sub(errno.raw().cast_unsigned() as usize);
+        if self.machine.rax != failed || self.machine.rip < 2 {
+            return false;
+        }
+        let before = core::ptr::with_exposed_provenance::<[u8; 2]>(self.machine.rip - 2);
+        // SAFETY: the instruction before the one to be executed next is mapped, since the thread was
+        // in a system call (the only way to get this value in rax by chance too reads code bytes at
+        // most two before the current instruction; at the start of a mapping such a read could
+        // fault, so the pair is only read when it shares the page with the instruction itself).
+        (self.machine.rip & (crate::PAGE - 1) >= 2)
+            && unsafe { before.read_unaligned() } == SYSCALL_INSTRUCTION
+    }
+
+    /// The number of the system call that the interrupted code is about to make, or to make again
+    /// because the kernel restarts it.
+    ///
+    /// # Safety
+    ///
+    /// As [`UserContext::returned`].
+    #[must_use]
+    pub unsafe fn about_to_call(&self) -> Option<usize> {
+        let here = core::ptr::with_exposed_provenance::<[u8; 2]>(self.machine.rip);
+        // SAFETY: the instruction to be executed next is mapped; two bytes are read if they lie in
+        // its page.
+        (self.machine.rip & (crate::PAGE - 1) <= crate::PAGE - 2
+            && unsafe { here.read_unaligned() } == SYSCALL_INSTRUCTION)
+            .then_some(self.machine.rax)
+    }
+
+    /// Makes the interrupted code issue system call `nr` again.
+    pub fn rewind(&mut self, nr: usize) {
+        self.machine.rip -= SYSCALL_INSTRUCTION.len();
+        self.machine.rax = nr;
+    }
+}
