@@ -1,0 +1,444 @@
+//! What is said.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::Manifest;
+use crate::raw_path;
+
+/// Names a job for as long as its coordinator's state directory exists; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(pub u64);
+
+impl std::fmt::Display for JobId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a standard stream is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// Whether it is open.
+    pub open: bool,
+}
+
+/// How a job wants to be checkpointed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Directory under which `NAME/GENERATION` lie.
+    #[serde(with = "raw_path")]
+    pub ckpt_dir: PathBuf,
+    /// Seconds between periodic checkpoints.
+    pub interval: Option<u64>,
+    /// Complete generations that are kept, at least 1.
+    pub keep: Option<u32>,
+    /// Signal that stops user threads which have no other use for it.
+    pub ckpt_signal: u32,
+}
+
+/// Asks for a new job, or to add a tree to one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenJob {
+    /// The name; one is made of the program's when there is none.
+    pub name: Option<String>,
+    /// Program and arguments, for display.
+    pub argv: Vec<String>,
+    /// Where it starts, for display.
+    #[serde(with = "raw_path")]
+    pub cwd: PathBuf,
+    /// How to checkpoint it.
+    pub policy: Policy,
+    /// Name or id of a job to join.
+    pub join: Option<String>,
+    /// Standard streams.
+    pub stdio: [Stream; 3],
+}
+
+/// Announces that a checkpoint is about to be restarted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// The job's name; changed when a living job has it.
+    pub name: String,
+    /// Program and arguments, for display.
+    pub argv: Vec<String>,
+    /// Where it started, for display.
+    #[serde(with = "raw_path")]
+    pub cwd: PathBuf,
+    /// Generation of the checkpoint.
+    pub generation: u64,
+    /// How to checkpoint it.
+    pub policy: Policy,
+    /// Virtual ids of every process that will say `Hello`.
+    pub members: Vec<i32>,
+    /// Virtual id of the root.
+    pub root: i32,
+    /// Standard streams.
+    pub stdio: [Stream; 3],
+    /// Given by a coordinator that receives a migration.
+    pub hold_token: Option<String>,
+}
+
+/// The job that was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOpened {
+    /// Its id.
+    pub job: JobId,
+    /// Its name.
+    pub name: String,
+    /// The job table.
+    #[serde(with = "raw_path")]
+    pub table: PathBuf,
+    /// Our library, for LD_PRELOAD.
+    #[serde(with = "raw_path")]
+    pub preload: PathBuf,
+}
+
+/// From a tool, or another coordinator, to a coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// [`Reply::JobOpened`].
+    OpenJob(OpenJob),
+    /// The program runs. No reply.
+    JobStarted {
+        /// Which job.
+        job: JobId,
+        /// Real process id of the child.
+        pid: i32,
+    },
+    /// The program ended. [`Reply::Done`].
+    JobExited {
+        /// Which job.
+        job: JobId,
+        /// As from wait(2).
+        status: i32,
+    },
+    /// What became of a job whose root was killed: [`Reply::Ended`], or [`Reply::Moved`] and, when it
+    /// has ended elsewhere, [`Reply::Finished`].
+    Outcome {
+        /// Which job.
+        job: JobId,
+    },
+    /// [`Reply::JobOpened`], and when every process is there and goes on, [`Reply::Running`].
+    Restart(Restart),
+    /// The restart failed: every process of the new job is killed. [`Reply::Done`].
+    RestartFailed {
+        /// Why.
+        text: String,
+    },
+    /// [`Reply::Status`].
+    Status,
+    /// Ends the jobs. [`Reply::Done`].
+    Kill {
+        /// Names or ids.
+        jobs: Vec<String>,
+    },
+    /// [`Reply::Progress`], then [`Reply::Checkpointed`].
+    Checkpoint {
+        /// Names or ids; none: the only one.
+        jobs: Vec<String>,
+        /// Generations to keep, instead of the job's own choice.
+        keep: Option<u32>,
+        /// Write inside the freeze.
+        freeze_until_durable: bool,
+        /// Write inside the freeze, and end the jobs instead of letting them go on.
+        kill: bool,
+    },
+    /// [`Reply::Progress`], then [`Reply::Migrated`].
+    Migrate {
+        /// `HOST[:PORT]` of the other coordinator.
+        target: String,
+        /// Names or ids; none: the only one.
+        jobs: Vec<String>,
+        /// Leave the images on the target.
+        keep_images: bool,
+        /// Do not mind what the target's processor lacks.
+        force: bool,
+    },
+    /// Sets or ends periodic checkpoints. [`Reply::Done`].
+    Interval {
+        /// 0 ends them.
+        secs: u64,
+        /// Names or ids; none: the only one.
+        jobs: Vec<String>,
+    },
+    /// The log of a job that came here by migration: [`Reply::Output`] …, [`Reply::Done`].
+    Output {
+        /// Name or id.
+        job: Option<String>,
+        /// Bytes to skip.
+        offset: u64,
+        /// Go on until the job has ended.
+        follow: bool,
+    },
+    /// The coordinator ends; programs go on. [`Reply::Done`].
+    Quit,
+    /// From a coordinator that wants to move a job here. From here on, both sides send [`PeerMessage`].
+    Offer(Box<Offer>),
+    /// The connection's rest is one image: chunks of a `u32` length and as many bytes; 0 ends it.
+    Image {
+        /// From [`PeerMessage::Accept`].
+        token: String,
+        /// Virtual id of the process.
+        virt: i32,
+    },
+    /// From the coordinator that a job came from: [`Reply::Finished`] when the job has ended.
+    Follow {
+        /// From [`PeerMessage::Accept`].
+        token: String,
+    },
+}
+
+/// From a coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// It cannot be done.
+    Error(Refusal),
+    /// The job that was opened.
+    JobOpened(JobOpened),
+    /// Every restarted process goes on.
+    Running,
+    /// The job has ended here.
+    Ended,
+    /// The job was moved.
+    Moved {
+        /// Where to.
+        host: String,
+    },
+    /// A moved job has ended.
+    Finished {
+        /// As from wait(2), if it is known.
+        status: Option<i32>,
+        /// What is to be told to the user, or nothing.
+        text: String,
+    },
+    /// Where a long request stands.
+    Progress(Progress),
+    /// All jobs.
+    Status(Status),
+    /// What was saved.
+    Checkpointed(Vec<Checkpointed>),
+    /// What was moved.
+    Migrated(Vec<Migrated>),
+    /// A part of a log.
+    Output(Vec<u8>),
+}
+
+/// Why something cannot be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Exit code for the tool.
+    pub code: u8,
+    /// The error and its causes.
+    pub chain: Vec<String>,
+}
+
+/// Where a long request stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Name of the job.
+    pub job: String,
+    /// What is going on: `freeze`, `write`, `send`, `restart`.
+    pub phase: String,
+    /// Bytes done.
+    pub done: u64,
+    /// About how many there are; 0 if nobody knows.
+    pub total: u64,
+}
+
+/// All that a coordinator holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its host's name.
+    pub host: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its release.
+    pub version: String,
+    /// Its socket.
+    #[serde(with = "raw_path")]
+    pub socket: PathBuf,
+    /// Where it listens for other hosts.
+    pub listen: Option<String>,
+    /// The jobs that run here.
+    pub jobs: Vec<Job>,
+    /// The jobs that were moved from here and have not ended.
+    pub moved: Vec<MovedJob>,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// Its name.
+    pub name: String,
+    /// `starting`, `running`, `checkpointing`, `migrating`, `restarting`.
+    pub state: String,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Directory of its checkpoints.
+    #[serde(with = "raw_path")]
+    pub ckpt_dir: PathBuf,
+    /// The newest complete generation, 0 if there is none.
+    pub generation: u64,
+    /// Seconds between periodic checkpoints.
+    pub interval: Option<u64>,
+    /// Why the last periodic checkpoint failed.
+    pub last_error: Option<String>,
+    /// Whether its output goes to a log here.
+    pub has_output: bool,
+    /// Its processes.
+    pub processes: Vec<Process>,
+}
+
+/// A job that was moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedJob {
+    /// Its id here.
+    pub id: JobId,
+    /// Its name.
+    pub name: String,
+    /// Where it went.
+    pub host: String,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The kernel's id.
+    pub real: i32,
+    /// The id that the program sees.
+    pub virt: i32,
+    /// Its command line.
+    pub command: String,
+    /// As in ps(1).
+    pub state: String,
+    /// Bytes in memory.
+    pub rss: u64,
+    /// Number of threads, ours not counted.
+    pub threads: u32,
+}
+
+/// What was saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpointed {
+    /// Name of the job.
+    pub job: String,
+    /// Its id.
+    pub id: JobId,
+    /// The generation's directory.
+    #[serde(with = "raw_path")]
+    pub path: PathBuf,
+    /// Its number.
+    pub generation: u64,
+    /// Processes in it.
+    pub processes: u32,
+    /// Bytes of all images.
+    pub bytes: u64,
+    /// How long the job stood still.
+    pub freeze_ms: f64,
+    /// From the request to a durable checkpoint.
+    pub total_ms: f64,
+}
+
+/// What was moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Migrated {
+    /// Name of the job.
+    pub job: String,
+    /// Its id on the source.
+    pub id: JobId,
+    /// Its id on the target.
+    pub target_id: JobId,
+    /// The target.
+    pub target: String,
+    /// Processes.
+    pub processes: u32,
+    /// Bytes of all images.
+    pub bytes: u64,
+    /// From the freeze here to the thaw there.
+    pub freeze_ms: f64,
+    /// From the request to the thaw there.
+    pub total_ms: f64,
+    /// Where the images lie on the target, if they were kept.
+    pub images: Option<String>,
+}
+
+/// A job that wants to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The release of the source.
+    pub version: String,
+    /// Name of the source's host.
+    pub host: String,
+    /// Machine, as in uname(2).
+    pub arch: String,
+    /// Features of the processor that programs may have chosen.
+    pub cpu: Vec<String>,
+    /// The job's name.
+    pub name: String,
+    /// How to checkpoint it.
+    pub policy: Policy,
+    /// How many processes it has, about.
+    pub processes: u32,
+    /// Bytes of memory, about.
+    pub bytes: u64,
+    /// Files and directories that the job has open.
+    pub paths: Vec<String>,
+    /// Leave the images on the target.
+    pub keep_images: bool,
+    /// Do not mind what the target's processor lacks.
+    pub force: bool,
+}
+
+/// Between two coordinators, after [`Request::Offer`].
+///
+/// ```text
+///  source                      target
+///    │── Request::Offer ─────────▶│
+///    │◀──────── Accept or Refuse ─│
+///    │── Manifest ───────────────▶│  when all images were sent
+///    │◀─────── Prepared or Refuse ─│  every process waits for its thaw
+///    │── Commit ─────────────────▶│  the source never goes on after this
+///    │◀─────── Running or Refuse ─│
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// Images may come.
+    Accept {
+        /// Names this hand-over.
+        token: String,
+    },
+    /// It cannot go on.
+    Refuse {
+        /// The error and its causes.
+        chain: Vec<String>,
+        /// Where a complete image lies on the target, if one does.
+        image: Option<String>,
+    },
+    /// All images were sent.
+    Manifest(Box<Manifest>),
+    /// Every process is rebuilt and waits.
+    Prepared {
+        /// Where the complete image lies on the target.
+        image: String,
+    },
+    /// The job is the target's.
+    Commit,
+    /// The job goes on at the target.
+    Running {
+        /// Its id there.
+        job: JobId,
+        /// Where the images are, if they were kept.
+        images: Option<String>,
+    },
+}

@@ -1,0 +1,20 @@
+//! What `ulpm_restart` tells the library in an image when it hands a rebuilt process over.
+//!
+//! The library may be of an older release than `ulpm_restart`: fields are only ever added at the end,
+//! and the length says how many there are.
+
+/// Passed by address to the entry that the image names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RestartInfo {
+    /// Length of this structure in bytes.
+    pub len: u64,
+    /// The restorer's window, as address and length: to be unmapped.
+    pub window: [u64; 2],
+    /// Real id of the parent, if it is outside the job, and the id by which the program knows it.
+    pub outside_parent: [i32; 2],
+    /// Interval timers, in microseconds: interval and time to the next, each.
+    pub timers: [[u64; 2]; 3],
+    /// 1 if the process is to be stopped when it first thaws.
+    pub stopped: u64,
+}

@@ -1,0 +1,591 @@
+//! The job table: what all members of a job and their coordinator see at any time.
+//!
+//! It is a file in the coordinator's private directory, mapped shared by every member, so that it
+//! outlives them all and a new coordinator finds it again. Nothing in it is a lock: each field is
+//! atomic, and each slot has one writer at a time.
+//!
+//! ```text
+//!  0        header     one page: who the job is, how to reach its coordinator
+//!  4096     slots      one for each process, hashed by real process id
+//!  …        claims     elections: who saves what several processes share
+//! ```
+//!
+//! A *real* id is the kernel's; a *virtual* one is what the program sees. They are equal until a
+//! restart.
+
+use core::mem::{offset_of, size_of};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+/// The first eight bytes of every table.
+pub const MAGIC: [u8; 8] = *b"ULPMJOB\0";
+/// Raised when a field changes its meaning.
+pub const VERSION: u32 = 1;
+/// Processes that a job can have at a time; a power of two.
+pub const SLOTS: usize = 8192;
+/// Objects that a job can share among its processes in one checkpoint; a power of two.
+pub const CLAIMS: usize = 65536;
+/// Virtual ids that are no real id start here: it is the kernel's `PID_MAX_LIMIT`.
+pub const FIRST_FREE_VIRTUAL: i32 = 4 * 1024 * 1024;
+/// Length of the file in bytes.
+pub const LEN: usize = 4096 + SLOTS * size_of::<Slot>() + CLAIMS * size_of::<Claim>();
+
+/// Environment variable that holds the path of the job's table.
+pub const ENV_TABLE: &str = "ULPM_JOB";
+
+/// Where a hand-over stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Handover {
+    /// None is decided: a member that loses its coordinator goes on.
+    None = 0,
+    /// On the source: the target owns the job. A member that loses its coordinator ends.
+    Committed = 1,
+    /// On the target: restored members wait for the source's decision. One that loses its
+    /// coordinator ends; the image stays.
+    Pending = 2,
+}
+
+/// What a standard stream of `ulpm_launch` is, so that a member's descriptor can be told to be it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct StreamId {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// 1 if the stream was open.
+    pub open: u64,
+}
+
+/// The first page.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Header {
+    magic: [u8; 8],
+    version: u32,
+    _reserved: u32,
+    /// The job's id.
+    pub job: u64,
+    /// Raised by the coordinator before each freeze; the key of elections.
+    pub epoch: AtomicU32,
+    handover: AtomicU32,
+    /// 1 once virtual ids may differ from real ones.
+    pub restarted: AtomicU32,
+    /// Signal that stops user threads which have no other use for it.
+    pub ckpt_signal: AtomicU32,
+    next_virtual: AtomicI32,
+    _reserved2: u32,
+    /// Standard input, output and error of the launcher.
+    pub stdio: [StreamId; 3],
+    socket: [u8; 256],
+    preload: [u8; 1024],
+    path: [u8; 1024],
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SlotState {
+    /// Never used: a search ends here.
+    Free = 0,
+    /// Being filled.
+    Busy = 1,
+    /// A member that runs our code.
+    Live = 2,
+    /// A member between execve and our constructor: it must not be signalled.
+    Exec = 3,
+    /// Was a member; the slot can be used again, but a search goes on past it.
+    Gone = 4,
+    /// No process: a group or session id whose leader is dead, in a restarted job.
+    Alias = 5,
+}
+
+impl SlotState {
+    fn from_raw(raw: u32) -> Self {
+        match raw {
+            0 => Self::Free,
+            2 => Self::Live,
+            3 => Self::Exec,
+            4 => Self::Gone,
+            5 => Self::Alias,
+            _ => Self::Busy,
+        }
+    }
+}
+
+/// One process.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Slot {
+    state: AtomicU32,
+    real: AtomicI32,
+    virt: AtomicI32,
+    /// Virtual id of the process that created it.
+    pub parent: AtomicI32,
+    _reserved: [u64; 2],
+}
+
+impl Slot {
+    /// What the slot holds.
+    pub fn state(&self) -> SlotState {
+        SlotState::from_raw(self.state.load(Ordering::Acquire))
+    }
+
+    /// Changes what the slot holds.
+    pub fn set_state(&self, state: SlotState) {
+        self.state.store(state as u32, Ordering::Release);
+    }
+
+    /// The kernel's id.
+    pub fn real(&self) -> i32 {
+        self.real.load(Ordering::Acquire)
+    }
+
+    /// The id that programs see.
+    pub fn virt(&self) -> i32 {
+        self.virt.load(Ordering::Acquire)
+    }
+
+    /// Whether this is a process, and one of the job.
+    pub fn is_member(&self) -> bool {
+        matches!(self.state(), SlotState::Live | SlotState::Exec)
+    }
+}
+
+/// One object in an election.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Claim {
+    key: AtomicU64,
+    owner: AtomicU64,
+}
+
+/// Why a file is not a table that we can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableError {
+    /// It does not start with [`MAGIC`].
+    NotATable,
+    /// Made by another version.
+    Version(u32),
+    /// A path does not fit its field.
+    PathTooLong,
+    /// Every slot or claim is taken.
+    Full,
+}
+
+impl core::fmt::Display for TableError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NotATable => f.write_str("not a job table"),
+            Self::Version(found) => write!(f, "job table has version {found}, this is {VERSION}"),
+            Self::PathTooLong => f.write_str("path does not fit the job table"),
+            Self::Full => write!(f, "the job table is full ({SLOTS} processes)"),
+        }
+    }
+}
+
+impl core::error::Error for TableError {}
+
+/// A table that is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the table consists of atomics, and of bytes that are written before it is shared.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    /// Takes a mapping of [`LEN`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`] if the first page is not that of a table of this version.
+    ///
+    /// # Safety
+    ///
+    /// `base` points to [`LEN`] bytes, page-aligned, mapped shared and writable for as long as the
+    /// table or any copy of it is used.
+    pub unsafe fn open(base: NonNull<u8>) -> Result<Self, TableError> {
+        let table = Self { base };
+        let header = table.header();
+        if header.magic != MAGIC {
+            return Err(TableError::NotATable);
+        }
+        if header.version != VERSION {
+            return Err(TableError::Version(header.version));
+        }
+        Ok(table)
+    }
+
+    /// Makes a table of a mapping whose bytes are all zero.
+    ///
+    /// `socket` is the coordinator's, `preload` the value that LD_PRELOAD needs for our library to
+    /// be loaded, `path` the table's own.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::PathTooLong`]: nothing was written.
+    ///
+    /// # Safety
+    ///
+    /// As [`Table::open`], and nobody else has the mapping yet.
+    pub unsafe fn create(
+        base: NonNull<u8>,
+        job: u64,
+        ckpt_signal: u32,
+        stdio: [StreamId; 3],
+        [socket, preload, path]: [&[u8]; 3],
+    ) -> Result<Self, TableError> {
+        // SAFETY: the caller gives us the only view of `LEN` zero bytes, for which the header's
+        // fields are all valid.
+        let header = unsafe { base.cast::<Header>().as_mut() };
+        let fits = |field: &[u8], value: &[u8]| value.len() < field.len();
+        if !fits(&header.socket, socket)
+            || !fits(&header.preload, preload)
+            || !fits(&header.path, path)
+        {
+            return Err(TableError::PathTooLong);
+        }
+        header.socket[..socket.len()].copy_from_slice(socket);
+        header.preload[..preload.len()].copy_from_slice(preload);
+        header.path[..path.len()].copy_from_slice(path);
+        header.job = job;
+        header.stdio = stdio;
+        *header.ckpt_signal.get_mut() = ckpt_signal;
+        *header.next_virtual.get_mut() = FIRST_FREE_VIRTUAL;
+        header.version = VERSION;
+        header.magic = MAGIC;
+        Ok(Self { base })
+    }
+
+    /// Address of the mapping.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.base.as_ptr().addr()
+    }
+
+    /// The first page.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        // SAFETY: `open` and `create` vouch for the mapping; the fields that change are atomic.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    /// Path of the coordinator's socket.
+    #[must_use]
+    pub fn socket(&self) -> &[u8] {
+        until_nul(&self.header().socket)
+    }
+
+    /// What LD_PRELOAD needs to name.
+    #[must_use]
+    pub fn preload(&self) -> &[u8] {
+        until_nul(&self.header().preload)
+    }
+
+    /// Path of the table itself.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        until_nul(&self.header().path)
+    }
+
+    /// Where a hand-over stands.
+    #[must_use]
+    pub fn handover(&self) -> Handover {
+        match self.header().handover.load(Ordering::Acquire) {
+            1 => Handover::Committed,
+            2 => Handover::Pending,
+            _ => Handover::None,
+        }
+    }
+
+    /// Decides a hand-over.
+    pub fn set_handover(&self, handover: Handover) {
+        self.header().handover.store(handover as u32, Ordering::Release);
+    }
+
+    /// Every slot, used or not.
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        // SAFETY: the slots follow the first page, inside the mapping, and are atomics.
+        unsafe { core::slice::from_raw_parts(self.base.add(4096).cast().as_ptr(), SLOTS) }
+    }
+
+    fn claims(&self) -> &[Claim] {
+        // SAFETY: as above; the claims follow the slots.
+        unsafe {
+            let first = self.base.add(4096 + SLOTS * size_of::<Slot>());
+            core::slice::from_raw_parts(first.cast().as_ptr(), CLAIMS)
+        }
+    }
+
+    /// The part of the file that holds the claims, as offset and length: a hole punched there
+    /// forgets all elections.
+    #[must_use]
+    pub const fn claims_range() -> (usize, usize) {
+        (4096 + SLOTS * size_of::<Slot>(), CLAIMS * size_of::<Claim>())
+    }
+
+    /// The slot of the process with this real id, dead ones and aliases excluded.
+    #[must_use]
+    pub fn by_real(&self, real: i32) -> Option<&Slot> {
+        for slot in self.probe(real) {
+            match slot.state() {
+                SlotState::Free => return None,
+                SlotState::Live | SlotState::Exec if slot.real() == real => return Some(slot),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The slot with this virtual id; an alias too.
+    #[must_use]
+    pub fn by_virtual(&self, virt: i32) -> Option<&Slot> {
+        if self.header().restarted.load(Ordering::Relaxed) == 0 {
+            return self.by_real(virt);
+        }
+        self.slots().iter().find(|slot| {
+            slot.virt() == virt && (slot.is_member() || slot.state() == SlotState::Alias)
+        })
+    }
+
+    /// The virtual id of a process, group or session; its real one if the table does not know it.
+    ///
+    /// A slot that was given up still counts until it is used again: a parent asks for the name of a
+    /// child that it has just waited for, and that others may already have seen to be gone.
+    #[must_use]
+    pub fn virtual_of(&self, real: i32) -> i32 {
+        if self.header().restarted.load(Ordering::Relaxed) == 0 {
+            return real;
+        }
+        let mut gone = None;
+        for slot in self.probe(real) {
+            match slot.state() {
+                SlotState::Free => break,
+                SlotState::Live | SlotState::Exec | SlotState::Alias if slot.real() == real => {
+                    return slot.virt();
+                }
+                SlotState::Gone if slot.real() == real => gone = Some(slot.virt()),
+                _ => {}
+            }
+        }
+        gone.unwrap_or(real)
+    }
+
+    /// The real id of a process, group or session; the id itself if the table does not know it.
+    #[must_use]
+    pub fn real_of(&self, virt: i32) -> i32 {
+        if self.header().restarted.load(Ordering::Relaxed) == 0 {
+            return virt;
+        }
+        self.by_virtual(virt).map_or(virt, Slot::real)
+    }
+
+    /// Adds a process, or returns the slot that it has.
+    ///
+    /// Parent and child both call this after a fork, whoever comes first; both must come before
+    /// either can be frozen. The virtual id is the real one unless another member goes by it. A slot
+    /// of the same real id with another parent is that of a dead process, and is filled anew.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]
+    pub fn insert(&self, real: i32, parent: i32, state: SlotState) -> Result<&Slot, TableError> {
+        let virt = self.virtual_for(real);
+        self.insert_as(real, virt, parent, state)
+    }
+
+    /// As [`Table::insert`], with a virtual id that is known.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]
+    pub fn insert_as(
+        &self,
+        real: i32,
+        virt: i32,
+        parent: i32,
+        state: SlotState,
+    ) -> Result<&Slot, TableError> {
+        // One who was killed while it filled a slot must not hold up all others.
+        const PATIENCE: u32 = 1 << 20;
+        let mut spins = 0;
+        'again: loop {
+            let mut reusable = None;
+            for slot in self.probe(real) {
+                let found = slot.state();
+                match found {
+                    SlotState::Live | SlotState::Exec if slot.real() == real => {
+                        if slot.parent.load(Ordering::Relaxed) == parent {
+                            return Ok(slot);
+                        }
+                        reusable = Some((slot, found));
+                        break;
+                    }
+                    // Somebody fills it, maybe with this very process: look again.
+                    SlotState::Busy if spins < PATIENCE => {
+                        spins += 1;
+                        core::hint::spin_loop();
+                        continue 'again;
+                    }
+                    SlotState::Gone => reusable = reusable.or(Some((slot, SlotState::Gone))),
+                    SlotState::Free => {
+                        reusable = reusable.or(Some((slot, SlotState::Free)));
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            let Some((slot, was)) = reusable else { return Err(TableError::Full) };
+            let taken = slot.state.compare_exchange(
+                was as u32,
+                SlotState::Busy as u32,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if taken.is_ok() {
+                slot.real.store(real, Ordering::Relaxed);
+                slot.virt.store(virt, Ordering::Relaxed);
+                slot.parent.store(parent, Ordering::Relaxed);
+                slot.set_state(state);
+                return Ok(slot);
+            }
+        }
+    }
+
+    /// A virtual id for a process or thread that the kernel calls `real`.
+    #[must_use]
+    pub fn virtual_for(&self, real: i32) -> i32 {
+        let header = self.header();
+        if header.restarted.load(Ordering::Relaxed) == 0 || self.by_virtual(real).is_none() {
+            return real;
+        }
+        self.fresh_virtual()
+    }
+
+    /// A virtual id that is no real one, and nobody else's.
+    #[must_use]
+    pub fn fresh_virtual(&self) -> i32 {
+        self.header().next_virtual.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts the virtual ids that are no real ones above `virt`.
+    pub fn reserve_virtual(&self, virt: i32) {
+        self.header().next_virtual.fetch_max(virt.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Elects the owner of an object for the current epoch: the first who asks.
+    ///
+    /// `owner` is any number that is not 0. Returns the winner's. `key` names the object and the
+    /// epoch; 0 and the object's hash collisions are the caller's to keep apart.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]
+    pub fn claim(&self, key: u64, owner: u64) -> Result<u64, TableError> {
+        let key = key.max(1);
+        let claims = self.claims();
+        let start = hash(key);
+        for step in 0..CLAIMS {
+            let claim = &claims[(start + step) & (CLAIMS - 1)];
+            let found =
+                match claim.key.compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => key,
+                    Err(other) => other,
+                };
+            if found == key {
+                let won =
+                    claim.owner.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Acquire);
+                return Ok(won.err().unwrap_or(owner));
+            }
+        }
+        Err(TableError::Full)
+    }
+
+    fn probe(&self, real: i32) -> impl Iterator<Item = &Slot> {
+        let slots = self.slots();
+        let start = hash(u64::from(real.cast_unsigned()));
+        (0..SLOTS).map(move |step| &slots[(start + step) & (SLOTS - 1)])
+    }
+}
+
+/// Spreads keys over a power of two (Fibonacci hashing).
+fn hash(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+}
+
+fn until_nul(field: &[u8]) -> &[u8] {
+    field.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+const _: () = assert!(size_of::<Header>() <= 4096 && offset_of!(Header, job) == 16);
+const _: () = assert!(size_of::<Slot>() == 32 && size_of::<Claim>() == 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let layout = std::alloc::Layout::from_size_align(LEN, 4096).unwrap();
+        // SAFETY: the layout is not empty; the memory is leaked, so the table stays valid.
+        unsafe {
+            let base = NonNull::new(std::alloc::alloc_zeroed(layout)).unwrap();
+            let paths: [&[u8]; 3] = [b"/sock", b"/lib.so", b"/table"];
+            Table::create(base, 9, 12, [StreamId::default(); 3], paths).unwrap()
+        }
+    }
+
+    #[test]
+    fn parent_and_child_get_the_same_slot() {
+        let table = table();
+        let first = table.insert(100, 1, SlotState::Live).unwrap();
+        let second = table.insert(100, 1, SlotState::Live).unwrap();
+        assert!(core::ptr::eq(first, second));
+        first.set_state(SlotState::Gone);
+        assert!(table.by_real(100).is_none());
+    }
+
+    #[test]
+    fn a_real_id_that_is_taken_as_a_virtual_one_gets_another() {
+        let table = table();
+        table.header().restarted.store(1, Ordering::Relaxed);
+        table.insert_as(500, 100, 1, SlotState::Live).unwrap();
+        let new = table.insert(100, 100, SlotState::Live).unwrap();
+        assert_eq!((new.real(), new.virt()), (100, FIRST_FREE_VIRTUAL));
+        assert_eq!(table.by_virtual(100).unwrap().real(), 500);
+    }
+
+    #[test]
+    fn a_slot_behind_a_dead_one_is_still_found_and_dead_ones_are_used_again() {
+        let table = table();
+        for pid in 1..=3 * SLOTS as i32 {
+            table.insert(pid, 1, SlotState::Live).unwrap();
+            if pid > 1000 {
+                table.by_real(pid - 1000).unwrap().set_state(SlotState::Gone);
+            }
+        }
+        assert_eq!(table.slots().iter().filter(|slot| slot.is_member()).count(), 1000);
+    }
+
+    #[test]
+    fn a_full_table_says_so() {
+        let table = table();
+        for pid in 1..=SLOTS as i32 {
+            table.insert(pid, 1, SlotState::Live).unwrap();
+        }
+        assert_eq!(table.insert(i32::MAX, 1, SlotState::Live).unwrap_err(), TableError::Full);
+    }
+
+    #[test]
+    fn the_first_claim_wins() {
+        let table = table();
+        assert_eq!(table.claim(77, 1), Ok(1));
+        assert_eq!(table.claim(77, 2), Ok(1));
+        assert_eq!(table.claim(78, 2), Ok(2));
+    }
+}
