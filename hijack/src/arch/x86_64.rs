@@ -1,0 +1,286 @@
+//! x86-64.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use crate::threads::{self, Stopped};
+
+/// Where the kernel goes when a handler of ours returns (SA_RESTORER).
+///
+/// # Safety
+///
+/// The stack pointer is that of a signal frame.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn signal_return() {
+    naked_asm!(
+        "mov eax, 15", // rt_sigreturn
+        "syscall",
+    )
+}
+
+/// Calls `threads::wait_for_thaw(stopped)` in such a way that a new thread can return from here
+/// instead: everything that the caller needs is on the stack, and `stopped.sp` says where.
+///
+/// # Safety
+///
+/// `stopped` is the calling thread's own.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn park(stopped: *mut Stopped) {
+    naked_asm!(
+        "push rbp", // The registers that a function must keep.
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",            // Six registers and the return address: align for the call.
+        "mov [rdi + {sp}], rsp", // From here a restored thread goes on.
+        "call {wait}",
+        "jmp {out}",
+        sp = const offset_of!(Stopped, sp),
+        wait = sym threads::wait_for_thaw,
+        out = sym leave_park,
+    )
+}
+
+/// The end of [`park`], reached by the thread that called it or by the one that replaces it.
+///
+/// # Safety
+///
+/// Jumped to, with the stack as `park` left it.
+#[unsafe(naked)]
+unsafe extern "C" fn leave_park() {
+    naked_asm!(
+        "add rsp, 8", // Undo what `park` pushed, in reverse.
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret", // To the freeze handler.
+    )
+}
+
+/// Makes a thread that takes the place of a parked one, and returns its id or a negated error.
+///
+/// # Safety
+///
+/// `stopped` describes a parked thread that nothing else runs.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn clone_parked(
+    flags: usize,
+    sp: usize,
+    tid_address: usize,
+    fs: usize,
+    stopped: *mut Stopped,
+) -> isize {
+    naked_asm!(
+        "push r12",     // The child finds `stopped` here; the parent gets its own back.
+        "mov r12, r8",
+        "mov r10, rdx", // clone's fourth argument: where the kernel clears the tid.
+        "mov r8, rcx",  // Its fifth: the thread pointer.
+        "xor edx, edx", // Its third, unused: where to store the tid.
+        "mov eax, 56",  // clone
+        "syscall",
+        "test rax, rax",
+        "jz {enter}", // The child stands on the parked stack already.
+        "pop r12",
+        "ret",
+        enter = sym enter_restored,
+    )
+}
+
+/// First steps of a restored thread: `r12` holds its `Stopped`, `rsp` is `stopped.sp`.
+///
+/// # Safety
+///
+/// Jumped to, with the registers as the line above says.
+#[unsafe(naked)]
+unsafe extern "C" fn enter_restored() {
+    naked_asm!(
+        "mov rdi, r12",
+        "call {restored}", // The stack is aligned, as `park` left it.
+        "jmp {out}",
+        restored = sym threads::restored,
+        out = sym leave_park,
+    )
+}
+
+/// Makes the calling thread take the place of a parked one.
+///
+/// # Safety
+///
+/// As [`clone_parked`]; the calling thread's own stack is of no further use.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn become_parked(stopped: *mut Stopped) -> ! {
+    naked_asm!(
+        "mov r12, rdi",
+        "mov rsp, [rdi + {sp}]",
+        "jmp {enter}",
+        sp = const offset_of!(Stopped, sp),
+        enter = sym enter_restored,
+    )
+}
+
+/// Makes a thread that calls `function` on a new stack, and returns its id or a negated error.
+///
+/// # Safety
+///
+/// `stack` is the top of memory that only this thread uses; `function` does not return.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn clone_thread(
+    flags: usize,
+    stack: usize,
+    function: extern "C" fn() -> !,
+) -> isize {
+    naked_asm!(
+        "push r12",
+        "mov r12, rdx",
+        "xor edx, edx",
+        "xor r10d, r10d",
+        "xor r8d, r8d",
+        "mov eax, 56", // clone
+        "syscall",
+        "test rax, rax",
+        "jz 2f",
+        "pop r12",
+        "ret",
+        "2: xor ebp, ebp", // Outermost frame: unwinders stop here.
+        "and rsp, -16",
+        "call r12",
+        "ud2",
+    )
+}
+
+/// `vfork()`. Reason: name (the child's id).
+///
+/// The child returns first, on the parent's stack, and will have overwritten what lay below when the
+/// parent returns. So the return address stays in a register, which the kernel keeps for both.
+///
+/// # Safety
+///
+/// As vfork(2).
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn vfork() -> i32 {
+    naked_asm!(
+        "pop rdi",
+        // The parent holds a real name from the return of the call on; see `critical`. A freeze signal
+        // that came meanwhile is delivered at that very moment.
+        "mov r8, qword ptr fs:[0]",
+        "add r8, qword ptr [rip + ulpm_slot@GOTTPOFF]",
+        "lea r9, [rsp + 128]",
+        "mov [r8 + 24], r9", // critical::START
+        "mov qword ptr [r8 + 32], 0", // critical::LET_GO
+        "lock inc dword ptr [rip + {vforking}]", // getpid() asks the kernel while this is not 0.
+        "mov eax, 58",                           // vfork
+        "syscall",
+        "push rdi",
+        "test eax, eax",
+        "jz 2f",
+        "sub rsp, 8", // Align for the call.
+        "movsxd rdi, eax",
+        "call {parent}",
+        "add rsp, 8",
+        "2: ret",
+        vforking = sym crate::wrap::fork::VFORKING,
+        parent = sym crate::wrap::fork::vfork_parent,
+    )
+}
+
+// The slot of `thread_slot`.
+core::arch::global_asm!(
+    ".section .tbss.ulpm_slot,\"awT\",@nobits",
+    ".p2align 3",
+    ".globl ulpm_slot",
+    ".hidden ulpm_slot",
+    ".type ulpm_slot,@object",
+    ".size ulpm_slot,64",
+    "ulpm_slot: .zero 64",
+    ".previous",
+);
+
+/// The calling thread's own 64 bytes, zero at first; `thread_slot` of other modules says what for.
+///
+/// `thread_local!` compiles to a call of `__tls_get_addr` here, which may allocate. The initial-exec
+/// model is two instructions, usable in any handler and before any constructor.
+pub(crate) fn thread_slot() -> *mut [u64; 8] {
+    let slot;
+    // SAFETY: reads the thread pointer and an offset fixed at load time.
+    unsafe {
+        core::arch::asm!(
+            "mov {p}, qword ptr fs:[0]",
+            "add {p}, qword ptr [rip + ulpm_slot@GOTTPOFF]",
+            p = out(reg) slot,
+            options(nostack, readonly),
+        );
+    }
+    slot
+}
+
+/// XCR0, the features whose registers the kernel saves, and the length of their save area.
+pub(crate) fn extended_state() -> (u64, u64) {
+    let leaf1 = core::arch::x86_64::__cpuid(1);
+    if leaf1.ecx & (1 << 27) == 0 {
+        return (3, 512); // No XSAVE: x87 and SSE.
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: the CPU and the kernel have XSAVE on (OSXSAVE); 0 names XCR0.
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    let len = core::arch::x86_64::__cpuid_count(0xd, 0).ebx;
+    (u64::from(high) << 32 | u64::from(low), u64::from(len))
+}
+
+/// Fits the extended state in a signal frame to this machine; false if the thread uses registers that
+/// this one does not have.
+///
+/// The kernel takes a frame back only if it is no longer than its own would be; from a longer one it
+/// restores x87 and SSE, and drops the rest without a word. The layout is that of
+/// arch/x86/include/uapi/asm/sigcontext.h; components lie at the same places on all processors.
+///
+/// # Safety
+///
+/// `fpstate` is null, or that of a signal frame.
+pub(crate) unsafe fn fit_extended_state(fpstate: usize) -> bool {
+    const MAGIC1: u32 = 0x4650_5853;
+    const MAGIC2: u32 = 0x4650_5845;
+    /// x87 and SSE, which every x86-64 has.
+    const LEGACY: u64 = 3;
+    /// `struct _fpx_sw_bytes`, in the unused end of the FXSAVE area.
+    #[repr(C)]
+    struct Software {
+        magic1: u32,
+        extended_len: u32,
+        features: u64,
+        len: u32,
+    }
+    if fpstate == 0 {
+        return true;
+    }
+    let software = core::ptr::with_exposed_provenance_mut::<Software>(fpstate + 464);
+    let in_use = core::ptr::with_exposed_provenance_mut::<u64>(fpstate + 512); // XSTATE_BV
+    let (features, len) = extended_state();
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    // SAFETY: the caller vouches for the frame. Where it has extended state, that is longer than the
+    // legacy part, and so than what is written here.
+    unsafe {
+        if (*software).magic1 != MAGIC1
+            || ((*software).features & !features == 0 && (*software).len <= len)
+        {
+            return true;
+        }
+        if *in_use & !features & !LEGACY != 0 {
+            return false;
+        }
+        *in_use &= features;
+        (*software).features &= features;
+        (*software).len = len;
+        (*software).extended_len = len + 4;
+        let end = core::ptr::with_exposed_provenance_mut::<u32>(fpstate + len as usize);
+        end.write_unaligned(MAGIC2);
+    }
+    true
+}

@@ -1,0 +1,90 @@
+//! Saving the frozen process.
+//!
+//! Everything here runs on the manager thread while the program stands still, asks the kernel, and
+//! disturbs nothing.
+
+mod attributes;
+mod files;
+mod memory;
+pub(crate) mod text;
+pub(crate) mod write;
+
+use alloc::vec::Vec;
+
+use ulpm_image::Meta;
+use ulpm_image::meta::{Thread, Zombie};
+use ulpm_protocol::manager::{Failure, Zombie as ZombieMessage};
+use ulpm_protocol::table::Table;
+
+use crate::freeze::Failed;
+use crate::process::PerProcess;
+use crate::threads;
+
+pub(crate) use memory::Saved;
+
+/// What is to be saved, and the circumstances.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject<'a> {
+    pub(crate) own: &'static PerProcess,
+    pub(crate) table: Table,
+    pub(crate) epoch: u32,
+    /// The process was stopped before it was frozen.
+    pub(crate) stopped: bool,
+    /// The leading thread has ended.
+    pub(crate) leader_gone: bool,
+    /// Encoded `Zombie` entries.
+    pub(crate) zombies: &'a [u8],
+}
+
+impl Subject<'_> {
+    /// The key of an election: `kind` keeps kinds of objects apart.
+    pub(crate) fn key(&self, kind: u64, parts: &[u64]) -> u64 {
+        // FNV-1a over words; a collision of two among the few thousand objects of a job would need
+        // some billions of them.
+        parts
+            .iter()
+            .chain([&kind, &u64::from(self.epoch)])
+            .fold(0xcbf2_9ce4_8422_2325, |hash, part| {
+                (hash ^ part).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29)
+            })
+    }
+
+    /// Whether this process is the one that saves an object.
+    pub(crate) fn wins(&self, kind: u64, parts: &[u64]) -> Result<bool, Failed> {
+        let me = u64::from(ulpm_sys::getpid().cast_unsigned());
+        match self.table.claim(self.key(kind, parts), me) {
+            Ok(winner) => Ok(winner == me),
+            Err(error) => Err(unsupported(format_args!("too many shared objects: {error}"))),
+        }
+    }
+}
+
+/// Something that cannot be saved, in words.
+pub(crate) fn unsupported(why: core::fmt::Arguments<'_>) -> Failed {
+    Failed::new(Failure::Unsupported, 0, why)
+}
+
+/// Collects everything but the content of memory, and what of memory is to be written.
+///
+/// # Errors
+///
+/// [`Failed`] names what cannot be saved; nothing was changed.
+pub(crate) fn collect(subject: &Subject<'_>) -> Result<(Meta, Vec<Saved>), Failed> {
+    let mut meta = Meta::default();
+    attributes::collect(subject, &mut meta)?;
+    meta.threads = threads::stopped(subject.own)
+        // SAFETY: the thread stands still.
+        .map(|stopped| unsafe { &*stopped })
+        .map(|stopped| Thread {
+            tid: stopped.virt,
+            name: stopped.name,
+            syscall: stopped.again.map_or(-1, |number| i64::try_from(number).unwrap_or(-1)),
+        })
+        .collect();
+    meta.zombies = ZombieMessage::decode_all(subject.zombies)
+        .map(|z| Zombie { pid: z.virt, status: z.status, pgid: z.pgid, sid: z.sid })
+        .collect();
+    files::collect(subject, &mut meta)?;
+    let saved = memory::collect(subject, &mut meta)?;
+    Ok((meta, saved))
+}

@@ -1,0 +1,61 @@
+//! Moments in which a thread holds a real name.
+//!
+//! Between the translation of a name and the end of the system call that takes it, and between the
+//! return of one that gives a real name and its translation, a restart would leave the thread with a
+//! name that means nothing, or somebody else. The freeze handler lets a thread in such a moment go on,
+//! and asks again. A thread that waits for a child may be stopped in the wait itself, where the name is
+//! in a register and can be exchanged.
+
+use core::ffi::c_int;
+
+use ulpm_sys::arch::{UserContext, nr};
+
+use crate::arch::thread_slot;
+
+/// Places in the thread's slot: the stack pointer at the start of the moment, and how often the thread
+/// was let go on.
+const START: usize = 3; // Known to `vfork` as 24 bytes,
+const LET_GO: usize = 4; // and this as 32.
+
+/// A thread that is still in such a moment after this many requests, 2 ms apart, runs a handler of the
+/// program's on top of it, and is stopped all the same.
+const PATIENCE: u64 = 25;
+
+/// Runs `call`, which holds a real name.
+///
+/// No value with a destructor may be alive in it: a cancellation or a longjmp leaves without coming back.
+/// The mark that stays behind then means nothing once the stack is used above it.
+pub(crate) fn holding_name(call: impl FnOnce() -> c_int) -> c_int {
+    let marker = 0u8;
+    let slot = thread_slot();
+    // SAFETY: the slot is the thread's own.
+    unsafe {
+        let before = (*slot)[START];
+        (*slot)[START] = (&raw const marker).addr() as u64;
+        (*slot)[LET_GO] = 0;
+        let result = call();
+        (*slot)[START] = before;
+        result
+    }
+}
+
+/// Ends the moment that `vfork` has begun.
+pub(crate) fn end() {
+    // SAFETY: the slot is the thread's own.
+    unsafe { (*thread_slot())[START] = 0 };
+}
+
+/// Whether the thread that was interrupted at `context` has to go on before it can stop.
+pub(crate) fn must_go_on(context: &UserContext) -> bool {
+    let slot = thread_slot();
+    // SAFETY: the slot is the thread's own, as is the context.
+    let (start, let_go, call) =
+        unsafe { ((*slot)[START], (*slot)[LET_GO], context.about_to_call()) };
+    let inside = start != 0 && (context.machine.rsp as u64) < start;
+    if !inside || matches!(call, Some(nr::WAIT4 | nr::WAITID)) || let_go >= PATIENCE {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { (*slot)[LET_GO] = let_go + 1 };
+    true
+}

@@ -1,0 +1,122 @@
+//! The first steps of a restarted process.
+//!
+//! `ulpm_restart` has rebuilt the kernel's objects, the restorer the memory; then it jumps to
+//! [`ulpm_restart_entry`] in the library as it lies in the image. What happens here was therefore
+//! compiled with what was saved, and may rely on its layout.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use ulpm_protocol::restart::RestartInfo;
+use ulpm_sys::arch::{nr, prctl, syscall};
+
+use crate::process;
+use crate::threads::{self, Stopped};
+use crate::{arch, manager};
+
+/// The window to unmap once the leading thread has left it.
+static WINDOW: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+static TIMERS: [[AtomicUsize; 2]; 3] = [const { [const { AtomicUsize::new(0) }; 2] }; 3];
+static STOPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Where the restorer jumps to.
+///
+/// # Safety
+///
+/// The calling thread is the only one of a process whose memory was restored from the image that this
+/// code was saved in; `info` points into the restorer's window, as does the stack.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> ! {
+    // SAFETY: the caller vouches for it.
+    let info = unsafe { &*info };
+    let Some(own) = process::own() else { crate::die("the image holds no process of a job") };
+    let word = |value: u64| usize::try_from(value).unwrap_or(0);
+    WINDOW[0].store(word(info.window[0]), Ordering::Relaxed);
+    WINDOW[1].store(word(info.window[1]), Ordering::Relaxed);
+    for (timer, saved) in TIMERS.iter().zip(info.timers) {
+        timer[0].store(word(saved[0]), Ordering::Relaxed);
+        timer[1].store(word(saved[1]), Ordering::Relaxed);
+    }
+    STOPPED.store(word(info.stopped), Ordering::Relaxed);
+    process::set_restarted();
+    own.outside_parent[0].store(info.outside_parent[0], Ordering::Relaxed);
+    own.outside_parent[1].store(info.outside_parent[1], Ordering::Relaxed);
+    own.thawed_epoch.store(0, Ordering::Relaxed);
+    own.stopped.store(0, Ordering::Relaxed);
+    threads::forget_restored();
+
+    let pid = process::virtual_pid(own);
+    let mut leader = None;
+    let mut count = 0;
+    for stopped in threads::stopped(own) {
+        count += 1;
+        // SAFETY: the record is that of a thread which stood still in the image.
+        if unsafe { (*stopped).virt } == pid {
+            leader = Some(stopped);
+        } else {
+            // SAFETY: as above; nothing runs it.
+            unsafe { clone(stopped) };
+        }
+    }
+    manager::start_restored(own, count);
+    match leader {
+        // SAFETY: as above; this thread has no other use any more.
+        Some(leader) => unsafe { become_leader(leader) },
+        // The leading thread had ended before the others: so it does again. It takes no window along,
+        // which the first thaw unmaps.
+        None => ulpm_sys::exit_thread(),
+    }
+}
+
+/// # Safety
+///
+/// `stopped` is the record of a thread that nothing runs.
+unsafe fn clone(stopped: *mut Stopped) {
+    /// CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
+    /// CLONE_SETTLS | CLONE_CHILD_CLEARTID: as pthread_create, which lets the kernel store the id
+    /// too; the program knows the thread by its old one.
+    const PTHREAD: usize =
+        0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x20_0000;
+    // SAFETY: the caller vouches for the record.
+    let tid = unsafe {
+        arch::clone_parked(PTHREAD, (*stopped).sp, (*stopped).tid_address, (*stopped).fs, stopped)
+    };
+    if tid < 0 {
+        crate::die("cannot make a thread: the limit on processes (ulimit -u) may be too low");
+    }
+}
+
+/// # Safety
+///
+/// `stopped` is the record of the leading thread, and the caller's stack is given up.
+unsafe fn become_leader(stopped: *mut Stopped) -> ! {
+    // SAFETY: the addresses were this thread's in the image.
+    unsafe {
+        syscall(nr::ARCH_PRCTL, [prctl::SET_FS, (*stopped).fs, 0, 0, 0, 0]);
+        syscall(nr::SET_TID_ADDRESS, [(*stopped).tid_address, 0, 0, 0, 0, 0]);
+        arch::become_parked(stopped)
+    }
+}
+
+/// What remains to be done when all threads are back: nobody stands in the window any more, and time
+/// begins to pass.
+pub(crate) fn before_first_thaw() {
+    let [start, len] = [0, 1].map(|i| WINDOW[i].load(Ordering::Relaxed));
+    if len != 0 {
+        // SAFETY: the window is the restorer's, and every thread has left it.
+        unsafe { ulpm_sys::munmap(start, len) };
+    }
+    for (which, timer) in TIMERS.iter().enumerate() {
+        let [interval, value] = [0, 1].map(|i| timer[i].load(Ordering::Relaxed));
+        if value != 0 || interval != 0 {
+            // A periodic timer stands still from its end until its signal is taken: it ends at once.
+            let value = value.max(1);
+            let spec =
+                [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
+            // SAFETY: the call reads a struct itimerval, which is four words.
+            unsafe { syscall(nr::SETITIMER, [which, spec.as_ptr().addr(), 0, 0, 0, 0]) };
+        }
+    }
+    if STOPPED.swap(0, Ordering::Relaxed) != 0 {
+        let _ = ulpm_sys::kill(ulpm_sys::getpid(), ulpm_sys::signal::SIGSTOP);
+    }
+}

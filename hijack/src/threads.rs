@@ -1,0 +1,544 @@
+//! User threads: how they stop, stand still, and go on, here or in a restarted process.
+//!
+//! A thread stops in the handler of the freeze signal. The kernel's signal frame on its stack holds
+//! its registers, extended state included; [`Stopped`], on the same stack, holds what else the kernel
+//! knows of it. Both are memory and travel in the image like the rest.
+//!
+//! ```text
+//!  user code ──signal──▶ on_freeze ─▶ arch::park ─▶ wait_for_thaw   (thaw)
+//!                            ▲                └──▶ restored          (a new thread, after a restart)
+//!  user code ◀─sigreturn─────┴── both return through the end of park
+//! ```
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
+use ulpm_sys::arch::{UserContext, nr, prctl, syscall};
+use ulpm_sys::signal::{self, Action, AltStack, SigInfo, bit};
+use ulpm_sys::{Errno, Timespec, pr};
+
+use crate::process::{self, PerProcess};
+use crate::wrap::fork::freeze_signals;
+use crate::{arch, critical, manager, timed};
+
+/// Threads that a process can have to be saved.
+pub(crate) const MAX_THREADS: usize = 16384;
+
+/// Pending signals that a stopped thread keeps itself.
+const MAX_PENDING: usize = 4;
+
+/// A stopped thread, on its own stack.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Stopped {
+    /// Stack pointer inside `arch::park`.
+    pub(crate) sp: usize,
+    /// The thread waits while the process's count of thaws is this.
+    thaw: u32,
+    /// The signal frame's context.
+    pub(crate) context: *mut UserContext,
+    /// The kernel's id.
+    pub(crate) tid: i32,
+    /// The id that the program sees.
+    pub(crate) virt: i32,
+    /// Thread pointer.
+    pub(crate) fs: usize,
+    gs: usize,
+    /// Where the kernel clears the tid when the thread ends; glibc's `pd->tid`.
+    pub(crate) tid_address: usize,
+    robust_list: [usize; 2],
+    alt_stack: AltStack,
+    pub(crate) name: [u8; 16],
+    timer_slack: usize,
+    parent_death_signal: i32,
+    scheduling: [u64; 7],
+    /// System call to be made again, because only our signal interrupted it.
+    pub(crate) again: Option<usize>,
+    /// The process or group for which the thread waits, as the program knows it; 0 for none.
+    pub(crate) waits_for: i32,
+    /// The monotonic time at which the thread stopped, ns.
+    at_ns: i64,
+    pending: [SigInfo; MAX_PENDING],
+    pending_len: usize,
+    /// Bits of pending signals that were the process's.
+    pending_shared: u64,
+}
+
+/// Where a stopped thread's [`Stopped`] is.
+#[derive(Debug)]
+pub(crate) struct Record(AtomicUsize);
+
+static RECORDS: [Record; MAX_THREADS] = [const { Record(AtomicUsize::new(0)) }; MAX_THREADS];
+
+/// Real and virtual ids of threads that were restored: (virtual << 32 | real), 0 for none.
+static RESTORED: [AtomicU64; MAX_THREADS] = [const { AtomicU64::new(0) }; MAX_THREADS];
+static RESTORED_LEN: AtomicUsize = AtomicUsize::new(0);
+
+/// What stood for [`FREEZE_SIGNAL`] before us: glibc's handler, once it has one.
+struct Chained(UnsafeCell<Action>);
+// SAFETY: written by `install_handler` only: by the constructor, and by the manager while it holds
+// every other thread. A handler that reads it runs before or after, not during.
+unsafe impl Sync for Chained {}
+static CHAINED: Chained =
+    Chained(UnsafeCell::new(Action { handler: 0, flags: 0, restorer: 0, mask: 0 }));
+
+/// The action that stops a thread.
+///
+/// Everything is blocked while a thread stands still; its alternate stack is used if it has one, as
+/// glibc does for the same signal, for its own stack may be full.
+fn freeze_action() -> Action {
+    Action {
+        handler: (on_freeze as extern "C" fn(i32, *const SigInfo, *mut UserContext) as *const ())
+            .addr(),
+        flags: signal::SA_SIGINFO | signal::SA_ONSTACK | signal::SA_RESTART | signal::SA_RESTORER,
+        restorer: (arch::signal_return as *const ()).addr(),
+        mask: signal::ALL,
+    }
+}
+
+/// Makes our handler stand for `signal`, keeps whose place it takes, and returns it.
+pub(crate) fn install_handler(signal: i32) -> Action {
+    let ours = freeze_action();
+    let old = signal::action(signal, Some(&ours)).unwrap_or_default();
+    if signal == FREEZE_SIGNAL && old.handler != ours.handler {
+        // SAFETY: see `Chained`.
+        unsafe { *CHAINED.0.get() = old };
+    }
+    old
+}
+
+/// Whether `action` is our handler.
+pub(crate) fn is_ours(action: &Action) -> bool {
+    action.handler == freeze_action().handler
+}
+
+/// The stopped threads. Only while all stand still.
+pub(crate) fn stopped(own: &PerProcess) -> impl Iterator<Item = *mut Stopped> {
+    let count = own.records.load(Ordering::Acquire).min(MAX_THREADS);
+    RECORDS[..count]
+        .iter()
+        .map(|record| record.0.load(Ordering::Acquire))
+        .filter(|&address| address != 0)
+        .map(core::ptr::with_exposed_provenance_mut)
+}
+
+/// Handler of the freeze signals.
+extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserContext) {
+    // SAFETY: the kernel gives a handler with SA_SIGINFO both pointers, into the signal frame.
+    let (info, context) = unsafe { (&*info, &mut *context) };
+    let cookie = info.code == signal::SI_QUEUE && info.value >> 32 == FREEZE_COOKIE >> 32;
+    let Some(own) = process::own().filter(|_| cookie) else {
+        return pass_on(signo, info, context);
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is the epoch")]
+    let epoch = info.value as u32;
+    // Read before the epoch is looked at: a thaw that comes in between is not missed.
+    let thaw = own.thaw.load(Ordering::Acquire);
+    process::virtual_pid(own);
+    manager::start(own);
+    // A thread in the vDSO has to leave it first: its code will not be there after a restart under
+    // another kernel, and it takes nanoseconds. The manager asks again.
+    let vdso = process::VDSO[0].load(Ordering::Relaxed);
+    let in_vdso = context.machine.rip.wrapping_sub(vdso) < process::VDSO[1].load(Ordering::Relaxed);
+    let over = epoch == 0 || epoch <= own.thawed_epoch.load(Ordering::Acquire);
+    if over || in_vdso || critical::must_go_on(context) {
+        // SAFETY: the context is that of this thread, in its handler.
+        if unsafe { context.returned(Errno::INTR) } {
+            let number = timed::number_before(context.machine.rip);
+            make_again(context, number.filter(|&number| timed::can_be_made_again(number)));
+        }
+        return;
+    }
+    stop(own, context, thaw);
+}
+
+/// A signal that is not ours: glibc's own use of its signal, or the program's SIGUSR2 that arrived
+/// while our handler stood in for the default action.
+fn pass_on(signo: i32, info: &SigInfo, context: &mut UserContext) {
+    if signo == FREEZE_SIGNAL {
+        // SAFETY: see `Chained`.
+        let chained = unsafe { *CHAINED.0.get() };
+        if chained.handler > signal::SIG_IGN && chained.flags & signal::SA_SIGINFO != 0 {
+            type Handler = extern "C" fn(i32, *const SigInfo, *mut UserContext);
+            // SAFETY: glibc installed it as a handler of this type.
+            let handler: Handler = unsafe { core::mem::transmute(chained.handler) };
+            handler(signo, info, context);
+        }
+        return;
+    }
+    // The signal was at its default when we took it over: that is what it gets, once we return.
+    let _ = signal::action(signo, Some(&Action::default()));
+    let _ = ulpm_sys::tgkill(ulpm_sys::getpid(), ulpm_sys::gettid(), signo);
+}
+
+fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
+    let index = own.records.fetch_add(1, Ordering::AcqRel);
+    let Some(record) = RECORDS.get(index) else { return };
+    let tid = ulpm_sys::gettid();
+    let mut stopped = Stopped {
+        sp: 0,
+        thaw,
+        context,
+        tid,
+        virt: virtual_tid(tid),
+        fs: base(prctl::GET_FS),
+        gs: base(prctl::GET_GS),
+        tid_address: pointer_from(pr::GET_TID_ADDRESS),
+        robust_list: robust_list(),
+        alt_stack: signal::alt_stack(),
+        name: ulpm_sys::thread_name(),
+        // SAFETY: takes no argument.
+        timer_slack: unsafe { ulpm_sys::prctl(pr::GET_TIMERSLACK, [0; 2]) }.unwrap_or(0),
+        parent_death_signal: parent_death_signal(),
+        scheduling: scheduling(),
+        again: None,
+        waits_for: 0,
+        at_ns: ulpm_sys::monotonic_ns(),
+        pending: [SigInfo::zeroed(); MAX_PENDING],
+        pending_len: 0,
+        pending_shared: 0,
+    };
+    take_pending(&mut stopped);
+    let place = (&raw mut stopped).expose_provenance();
+    record.0.store(place, Ordering::Release);
+    // SAFETY: `stopped` is this thread's own and stays where it is until `park` returns.
+    unsafe { arch::park(&raw mut stopped) };
+    // A thaw has cleared it, unless that came before it was set.
+    let _ = record.0.compare_exchange(place, 0, Ordering::AcqRel, Ordering::Relaxed);
+    go_on(&mut stopped);
+}
+
+/// Tells the manager, and waits for it to thaw the process.
+pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
+    let Some(own) = process::own() else { return };
+    // SAFETY: the record of the calling thread, on its own stack.
+    let thaw = unsafe { (*stopped).thaw };
+    own.stopped.fetch_add(1, Ordering::AcqRel);
+    ulpm_sys::futex_wake_all(&own.stopped);
+    while own.thaw.load(Ordering::Acquire) == thaw {
+        let _ = ulpm_sys::futex_wait(&own.thaw, thaw, None);
+    }
+}
+
+/// Gives a new thread what the kernel knew of the one that it replaces, and waits for the thaw.
+pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
+    // SAFETY: `clone_parked` and `become_parked` pass the record of the thread that is replaced, on
+    // the stack that is now the calling thread's.
+    let stopped = unsafe { &mut *stopped };
+    stopped.tid = ulpm_sys::gettid();
+    stopped.thaw = process::own().map_or(0, |own| own.thaw.load(Ordering::Acquire));
+    remember(stopped.virt, stopped.tid);
+    let [head, len] = stopped.robust_list;
+    let [rseq_offset, rseq_len] = [0, 1].map(|i| process::RSEQ[i].load(Ordering::Relaxed));
+    // SAFETY: each call registers memory that was registered for the same purpose when the thread was
+    // stopped, and that was restored since. What the kernel refuses, the thread goes on without, as
+    // it would on a kernel that lacks it.
+    unsafe {
+        if stopped.gs != 0 {
+            syscall(nr::ARCH_PRCTL, [prctl::SET_GS, stopped.gs, 0, 0, 0, 0]);
+        }
+        if head != 0 {
+            syscall(nr::SET_ROBUST_LIST, [head, len, 0, 0, 0, 0]);
+        }
+        if rseq_len != 0 {
+            register_rseq(stopped.fs.wrapping_add(rseq_offset), rseq_len);
+        }
+        // Also to say that there is none: the leading thread still has ulpm_restart's.
+        let mut stack = stopped.alt_stack;
+        stack.flags &= !signal::SS_ONSTACK;
+        let _ = signal::set_alt_stack(&stack);
+        let _ = ulpm_sys::prctl(pr::SET_TIMERSLACK, [stopped.timer_slack, 0]);
+        if stopped.parent_death_signal > 0 {
+            let signal = stopped.parent_death_signal.cast_unsigned() as usize;
+            let _ = ulpm_sys::prctl(pr::SET_PDEATHSIG, [signal, 0]);
+        }
+        syscall(nr::SCHED_SETATTR, [0, (&raw const stopped.scheduling).addr(), 0, 0, 0, 0]);
+    }
+    ulpm_sys::set_thread_name(&stopped.name);
+    // SAFETY: the context is in this thread's signal frame.
+    if !unsafe { arch::fit_extended_state((*stopped.context).machine.fpstate) } {
+        crate::die("this processor lacks vector registers that a thread of the program is using");
+    }
+    wait_for_the_same(stopped);
+    // Deadlines of sleeping calls were taken from another clock, maybe another machine's.
+    let now = ulpm_sys::monotonic_ns();
+    timed::shift_deadline(now.saturating_sub(stopped.at_ns));
+    stopped.at_ns = now;
+    wait_for_thaw(stopped);
+}
+
+/// The register in which a call that waits for children has the id of one, or of a group.
+///
+/// # Safety
+///
+/// `context` is that of a thread in its handler.
+unsafe fn awaited(context: &mut UserContext) -> Option<&mut usize> {
+    // SAFETY: the caller vouches for it.
+    let call = unsafe { context.about_to_call() };
+    match call {
+        Some(nr::WAIT4) => Some(&mut context.machine.rdi),
+        // P_PID and P_PGID
+        Some(nr::WAITID) if matches!(context.machine.rdi, 1 | 2) => Some(&mut context.machine.rsi),
+        _ => None,
+    }
+}
+
+/// Notes for whom a stopped thread waits: the kernel will restart the call, maybe in another process.
+pub(crate) fn note_awaited(stopped: &mut Stopped) {
+    // SAFETY: the thread stands in its handler.
+    let register = unsafe { awaited(&mut *stopped.context) };
+    let Some(table) = process::table() else { return };
+    #[expect(clippy::cast_possible_truncation, reason = "the kernel takes an int")]
+    let real = register.map_or(0, |register| *register as i32);
+    stopped.waits_for = match real {
+        -1 | 0 => 0,
+        ..-1 => -table.virtual_of(-real),
+        _ => table.virtual_of(real),
+    };
+}
+
+/// Makes a restored thread wait for the same child, whatever its id is now.
+fn wait_for_the_same(stopped: &mut Stopped) {
+    let Some(table) = process::table().filter(|_| stopped.waits_for != 0) else { return };
+    let real = match stopped.waits_for {
+        group @ ..0 => -table.real_of(-group),
+        pid => table.real_of(pid),
+    };
+    // SAFETY: the thread stands in its handler.
+    if let Some(register) = unsafe { awaited(&mut *stopped.context) } {
+        *register = real as isize as usize;
+    }
+}
+
+/// # Safety
+///
+/// `area` is the calling thread's rseq area.
+unsafe fn register_rseq(area: usize, len: usize) {
+    const SIGNATURE: usize = 0x5305_3053; // RSEQ_SIG of glibc on x86
+    // SAFETY: the caller vouches for the area.
+    let returned = unsafe { syscall(nr::RSEQ, [area, len, 0, SIGNATURE, 0, 0]) };
+    if ulpm_sys::check(returned).is_err() {
+        // RSEQ_CPU_ID_REGISTRATION_FAILED in `cpu_id`: glibc falls back to getcpu.
+        let cpu_id = core::ptr::with_exposed_provenance_mut::<i32>(area + 4);
+        // SAFETY: as above; the field is the second word.
+        unsafe { cpu_id.write(-2) };
+    }
+}
+
+/// The last steps in the handler, after which the kernel returns to the program.
+fn go_on(stopped: &mut Stopped) {
+    give_back_pending(stopped);
+    // SAFETY: the context is in this thread's signal frame, which lies above on its stack.
+    make_again(unsafe { &mut *stopped.context }, stopped.again);
+}
+
+/// Makes the program's call again that only we have interrupted.
+fn make_again(context: &mut UserContext, number: Option<usize>) {
+    if let Some(number) = number
+        && !a_handler_waits(context.mask)
+    {
+        timed::continue_call(context, number);
+        context.rewind(number);
+    }
+}
+
+/// Whether a signal that has a handler will be delivered when the mask becomes `mask`: then the call
+/// ends with EINTR, as it would have without us.
+fn a_handler_waits(mask: u64) -> bool {
+    let ours = process::table().map_or(0, freeze_signals);
+    let waiting = signal::pending() & !mask & !ours;
+    (1..=signal::LAST).filter(|&signo| waiting & bit(signo) != 0).any(|signo| {
+        signal::action(signo, None).is_ok_and(|action| action.handler > signal::SIG_IGN)
+    })
+}
+
+/// Takes the pending signals that a restarted process would lose.
+///
+/// The leading thread takes those of the process as well. Their order is kept, and they are given back
+/// before the thread goes on.
+fn take_pending(stopped: &mut Stopped) {
+    let waiting = signal::pending();
+    if waiting == 0 {
+        return;
+    }
+    let mut buffer = [0; 2048];
+    let status = crate::capture::text::read_file(c"/proc/thread-self/status", &mut buffer);
+    let set = |name| ulpm_sys::proc::value(status, name).and_then(ulpm_sys::proc::hex).unwrap_or(0);
+    let (own, shared) = (set(b"SigPnd:"), set(b"ShdPnd:"));
+    let leads = stopped.tid == ulpm_sys::getpid();
+    let wanted = if leads { waiting } else { own & !shared };
+    let wanted = wanted & !bit(signal::SIGKILL) & !bit(signal::SIGSTOP);
+    let mut kept = 0;
+    while kept < MAX_PENDING
+        && let Some(info) = signal::take_pending(wanted)
+    {
+        // A second freeze signal that came while the first was being handled.
+        if info.code == signal::SI_QUEUE && info.value >> 32 == FREEZE_COOKIE >> 32 {
+            continue;
+        }
+        stopped.pending[kept] = info;
+        kept += 1;
+    }
+    stopped.pending_len = kept;
+    stopped.pending_shared = shared & !own;
+}
+
+fn give_back_pending(stopped: &Stopped) {
+    let pid = ulpm_sys::getpid();
+    for info in &stopped.pending[..stopped.pending_len] {
+        // A thread may send to itself what claims to come from the kernel; and the leading thread
+        // to its process, whose id is its own.
+        let sent = if stopped.pending_shared & bit(info.signo) != 0 && stopped.tid == pid {
+            signal::queue_to_process(pid, info)
+        } else {
+            signal::queue_to_thread(pid, stopped.tid, info)
+        };
+        if sent == Err(Errno::AGAIN) {
+            let _ = ulpm_sys::tgkill(pid, stopped.tid, info.signo);
+        }
+    }
+}
+
+fn base(operation: usize) -> usize {
+    let mut base = 0usize;
+    // SAFETY: both operations that are used here store one word.
+    unsafe { syscall(nr::ARCH_PRCTL, [operation, (&raw mut base).addr(), 0, 0, 0, 0]) };
+    base
+}
+
+fn pointer_from(operation: usize) -> usize {
+    let mut pointer = 0usize;
+    // SAFETY: PR_GET_TID_ADDRESS stores one word.
+    let _ = unsafe { ulpm_sys::prctl(operation, [(&raw mut pointer).addr(), 0]) };
+    pointer
+}
+
+fn parent_death_signal() -> i32 {
+    let mut signal = 0i32;
+    // SAFETY: PR_GET_PDEATHSIG stores an int.
+    let _ = unsafe { ulpm_sys::prctl(pr::GET_PDEATHSIG, [(&raw mut signal).addr(), 0]) };
+    signal
+}
+
+fn robust_list() -> [usize; 2] {
+    let (mut head, mut len) = (0usize, 0usize);
+    // SAFETY: the call stores two words.
+    unsafe {
+        let args = [0, (&raw mut head).addr(), (&raw mut len).addr(), 0, 0, 0];
+        syscall(nr::GET_ROBUST_LIST, args);
+    }
+    [head, len]
+}
+
+/// `struct sched_attr`, as sched_setattr takes it.
+fn scheduling() -> [u64; 7] {
+    let mut attributes = [0u64; 7];
+    // SAFETY: the call stores at most the given size.
+    unsafe {
+        let at = (&raw mut attributes).addr();
+        syscall(nr::SCHED_GETATTR, [0, at, size_of_val(&attributes), 0, 0, 0]);
+    }
+    attributes
+}
+
+/// Waits until `count` threads stand still, or `until` (monotonic ns); true if they do.
+pub(crate) fn wait_stopped(own: &PerProcess, count: u32, until: i64) -> bool {
+    loop {
+        let now = own.stopped.load(Ordering::Acquire);
+        if now >= count {
+            return true;
+        }
+        let left = until - ulpm_sys::monotonic_ns();
+        if left <= 0 {
+            return false;
+        }
+        let _ = ulpm_sys::futex_wait(&own.stopped, now, Some(Timespec::from_ns(left)));
+    }
+}
+
+fn remember(virt: i32, real: i32) {
+    let entry = u64::from(virt.cast_unsigned()) << 32 | u64::from(real.cast_unsigned());
+    let index = RESTORED_LEN.fetch_add(1, Ordering::AcqRel);
+    if let Some(slot) = RESTORED.get(index) {
+        slot.store(entry, Ordering::Release);
+    }
+}
+
+/// Forgets the threads of the restart before this one.
+pub(crate) fn forget_restored() {
+    RESTORED_LEN.store(0, Ordering::Release);
+}
+
+fn restored_ids() -> impl Iterator<Item = (i32, i32, &'static AtomicU64)> {
+    RESTORED[..RESTORED_LEN.load(Ordering::Acquire).min(MAX_THREADS)].iter().map(|slot| {
+        let entry = slot.load(Ordering::Acquire);
+        #[expect(clippy::cast_possible_truncation, reason = "two halves")]
+        let halves = ((entry >> 32) as i32, entry as i32);
+        (halves.0, halves.1, slot)
+    })
+}
+
+/// The thread id that the program sees for a real one of this process.
+pub(crate) fn virtual_tid(real: i32) -> i32 {
+    if !process::is_restarted() {
+        return real;
+    }
+    restored_ids().find(|&(_, tid, _)| tid == real).map_or(real, |(virt, ..)| virt)
+}
+
+/// The real thread id behind one that the program sees.
+pub(crate) fn real_tid(virt: i32) -> i32 {
+    if !process::is_restarted() {
+        return virt;
+    }
+    restored_ids().find(|&(seen, ..)| seen == virt).map_or(virt, |(_, real, _)| real)
+}
+
+/// Gives the only thread of a new process the id by which the program knows the process, in place of
+/// those that were copied from the process that it was forked from.
+pub(crate) fn settle_leader(virt: i32, real: i32) {
+    forget_restored();
+    if virt != real {
+        remember(virt, real);
+        let address = pointer_from(pr::GET_TID_ADDRESS);
+        if address != 0 {
+            // SAFETY: glibc's copy of the thread's id, which it keeps for as long as the thread lives.
+            let copy = unsafe { &*core::ptr::with_exposed_provenance::<AtomicI32>(address) };
+            copy.store(virt, Ordering::Release);
+        }
+    }
+}
+
+/// Settles the id of a thread that was created after a restart, before its code runs: `real` may be a
+/// number that belonged to a restored thread which has ended, or by which one goes.
+///
+/// `pthread_tid` is glibc's copy of the id.
+pub(crate) fn settle_new(real: i32, pthread_tid: &AtomicI32) {
+    // The process was saved and restarted since the thread was made: it has its name already.
+    if pthread_tid.load(Ordering::Acquire) != real {
+        return;
+    }
+    for (_, tid, slot) in restored_ids() {
+        if tid == real {
+            slot.store(0, Ordering::Release);
+        }
+    }
+    let taken = restored_ids().any(|(virt, ..)| virt == real);
+    if let Some(table) = process::table()
+        && (taken || table.by_virtual(real).is_some_and(|slot| slot.real() != real))
+    {
+        let virt = table.fresh_virtual();
+        remember(virt, real);
+        pthread_tid.store(virt, Ordering::Release);
+    }
+}
+
+/// Forgets the stopped threads, which are about to go on.
+pub(crate) fn clear_records(own: &PerProcess) {
+    let count = own.records.load(Ordering::Acquire).min(MAX_THREADS);
+    for record in &RECORDS[..count] {
+        record.0.store(0, Ordering::Release);
+    }
+    own.records.store(0, Ordering::Release);
+}

@@ -1,0 +1,184 @@
+//! Process, thread, group and session ids.
+//!
+//! Reason: *names* that change after a restart. `getpid` and its like answer from memory.
+
+use core::ffi::{c_int, c_uint};
+use core::sync::atomic::Ordering;
+
+use ulpm_sys::arch::{nr, syscall};
+use ulpm_sys::{Errno, check};
+
+use super::fork::VFORKING;
+use crate::critical::holding_name;
+use crate::next::next;
+use crate::{libc_result, process, set_errno, threads};
+
+next! {
+    TCGETPGRP = c"tcgetpgrp": unsafe extern "C" fn(c_int) -> c_int;
+    TCSETPGRP = c"tcsetpgrp": unsafe extern "C" fn(c_int, c_int) -> c_int;
+    TCGETSID = c"tcgetsid": unsafe extern "C" fn(c_int) -> c_int;
+}
+
+/// The real id behind one that the program passes; itself for one that is not the job's.
+pub(super) fn real(virt: c_int) -> c_int {
+    match process::table() {
+        Some(table) if virt > 0 && process::is_restarted() => table.real_of(virt),
+        _ => virt,
+    }
+}
+
+/// The id by which the program knows a real one.
+pub(super) fn virt(real: c_int) -> c_int {
+    match process::table() {
+        Some(table) if real > 0 && process::is_restarted() => table.virtual_of(real),
+        _ => real,
+    }
+}
+
+/// `kill`'s way of naming a group: a negative id.
+fn real_or_group(id: c_int) -> c_int {
+    if id < -1 { -real(-id) } else { real(id) }
+}
+
+fn call(number: usize, [a, b, c]: [c_int; 3]) -> Result<c_int, Errno> {
+    let word = |value: c_int| value as isize as usize;
+    // SAFETY: every call that is made here takes numbers only.
+    let returned = unsafe { syscall(number, [word(a), word(b), word(c), 0, 0, 0]) };
+    #[expect(clippy::cast_possible_truncation, reason = "the kernel returns an int")]
+    check(returned).map(|value| value as c_int)
+}
+
+/// The calling process's user, for a siginfo.
+pub(super) fn user() -> u32 {
+    const GETUID: usize = 102;
+    // SAFETY: the call takes nothing.
+    u32::try_from(unsafe { syscall(GETUID, [0; 6]) }).unwrap_or(0)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn getpid() -> c_int {
+    match process::own() {
+        // A vfork child answers for itself, though it finds its parent's memory.
+        Some(_) if VFORKING.load(Ordering::Relaxed) != 0 => virt(ulpm_sys::getpid()),
+        Some(own) => process::virtual_pid(own),
+        None => ulpm_sys::getpid(),
+    }
+}
+
+/// The parent's id as the program sees it.
+pub(crate) fn parent_pid() -> c_int {
+    let real = ulpm_sys::getppid();
+    let outside = process::own()
+        .map_or([0; 2], |own| [0, 1].map(|i| own.outside_parent[i].load(Ordering::Relaxed)));
+    if outside[0] == real && real != 0 { outside[1] } else { virt(real) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn getppid() -> c_int {
+    holding_name(parent_pid)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn gettid() -> c_int {
+    holding_name(|| threads::virtual_tid(ulpm_sys::gettid()))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn getpgrp() -> c_int {
+    holding_name(|| virt(ulpm_sys::getpgid(0).unwrap_or(0)))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn getpgid(pid: c_int) -> c_int {
+    holding_name(|| libc_result(ulpm_sys::getpgid(real(pid)).map(virt)))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn __getpgid(pid: c_int) -> c_int {
+    getpgid(pid)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn getsid(pid: c_int) -> c_int {
+    holding_name(|| libc_result(ulpm_sys::getsid(real(pid)).map(virt)))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn setpgid(pid: c_int, group: c_int) -> c_int {
+    holding_name(|| libc_result(ulpm_sys::setpgid(real(pid), real(group)).map(|()| 0)))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn setpgrp() -> c_int {
+    libc_result(ulpm_sys::setpgid(0, 0).map(|()| 0))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn setsid() -> c_int {
+    holding_name(|| libc_result(call(nr::SETSID, [0; 3]).map(virt)))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn kill(pid: c_int, signal: c_int) -> c_int {
+    holding_name(|| libc_result(call(nr::KILL, [real_or_group(pid), signal, 0])))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn killpg(group: c_int, signal: c_int) -> c_int {
+    if group < 0 {
+        set_errno(Errno::INVAL);
+        return -1;
+    }
+    kill(-group, signal)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn tgkill(pid: c_int, tid: c_int, signal: c_int) -> c_int {
+    holding_name(|| {
+        let own = process::own().map_or(0, process::virtual_pid);
+        let tid = if pid == own { threads::real_tid(tid) } else { tid };
+        libc_result(call(nr::TGKILL, [real(pid), tid, signal]))
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigqueue(pid: c_int, signal: c_int, value: u64) -> c_int {
+    // The sender's id is part of the message; the kernel takes it as it is given.
+    let own = getpid();
+    let mut info = ulpm_sys::signal::SigInfo::queued(signal, value);
+    (info.pid, info.uid) = (own, user());
+    libc_result(ulpm_sys::signal::queue_to_process(real(pid), &info).map(|()| 0))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn getpriority(which: c_uint, who: c_uint) -> c_int {
+    const GETPRIORITY: usize = 140;
+    let who = if which < 2 { real(who.cast_signed()) } else { who.cast_signed() };
+    // The kernel returns 20 - nice, so that no result looks like an error.
+    libc_result(call(GETPRIORITY, [which.cast_signed(), who, 0]).map(|value| 20 - value))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn setpriority(which: c_uint, who: c_uint, priority: c_int) -> c_int {
+    const SETPRIORITY: usize = 141;
+    let who = if which < 2 { real(who.cast_signed()) } else { who.cast_signed() };
+    libc_result(call(SETPRIORITY, [which.cast_signed(), who, priority]))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tcgetpgrp(fd: c_int) -> c_int {
+    // SAFETY: passed on.
+    holding_name(|| virt(unsafe { TCGETPGRP.get()(fd) }))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tcsetpgrp(fd: c_int, group: c_int) -> c_int {
+    // SAFETY: passed on.
+    unsafe { TCSETPGRP.get()(fd, real(group)) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn tcgetsid(fd: c_int) -> c_int {
+    // SAFETY: passed on.
+    holding_name(|| virt(unsafe { TCGETSID.get()(fd) }))
+}
