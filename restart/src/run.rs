@@ -1,0 +1,424 @@
+//! A restart from beginning to end.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
+use nix::sys::stat::fstat;
+use ulpm_control::link::{JobLink, exit_code};
+use ulpm_control::message::{Policy, Restart, Stream};
+use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, place};
+use ulpm_protocol::table::{SlotState, Table};
+use ulpm_restorer::{FAILURE_LEN, Failure};
+
+use crate::error::RestartError;
+use crate::image_file::ImageFile;
+use crate::objects::Objects;
+use crate::options::Options;
+use crate::path_map::PathMap;
+use crate::tree::{Forked, Tree, open_table};
+
+/// What is to be restarted.
+#[derive(Debug)]
+struct Checkpoint {
+    images: Vec<ImageFile>,
+    root: i32,
+    name: String,
+    generation: u64,
+    argv: Vec<String>,
+    cwd: PathBuf,
+    policy: Policy,
+}
+
+/// Restarts what the options name, waits for it, and returns the exit code.
+///
+/// # Errors
+///
+/// [`RestartError`]; nothing of the job is left running.
+pub fn run(options: &Options) -> Result<u8, RestartError> {
+    let paths = PathMap(options.map_path.clone());
+    let checkpoint = read(options)?;
+    check(&checkpoint)?;
+    let objects = Objects::create(&checkpoint.images, &paths)?;
+    if options.check {
+        let count = checkpoint.images.len();
+        println!("{}: {count} processes can be restarted here", checkpoint.name);
+        return Ok(exit::OK);
+    }
+    let address = options.coordinator.clone().unwrap_or_else(|| Address::Socket(place::socket()));
+    let mut client = Client::connect_or_start(&address)?;
+    let opened = match client.call(&Request::Restart(request(&checkpoint, options)))? {
+        Reply::JobOpened(opened) => opened,
+        other => return Err(ClientError::Unexpected(format!("{other:?}")).into()),
+    };
+    let (table, table_file) = open_table(&opened.table)?;
+    let highest = checkpoint.images.iter().map(ImageFile::pid).max().unwrap_or(0);
+    table.reserve_virtual(highest);
+
+    let (failures, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map_err(|errno| RestartError::System { what: "make a pipe", source: errno.into() })?;
+    let mut failures = File::from(failures);
+    // No signal may reach a process of the tree before its handlers are there.
+    let mut mask = SigSet::empty();
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask));
+    let tree = Tree::new(
+        &checkpoint.images,
+        checkpoint.root,
+        &objects,
+        &paths,
+        table,
+        table_file,
+        File::from(report),
+    )?;
+    let forked = tree.fork();
+    tree.close(); // Ours of what was inherited, or no pipe would ever end.
+    let result = forked.and_then(|forked| {
+        let root = forked.iter().find(|forked| forked.virt == checkpoint.root).copied();
+        forward_signals(root);
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None);
+        wait_until_running(&mut client, &mut failures, table)?;
+        Ok(root)
+    });
+    let root = match result {
+        Ok(root) => root,
+        Err(error) => {
+            let text = ulpm_control::chain(&error).join(": ");
+            let _ = client.call(&Request::RestartFailed { text });
+            kill_all(table);
+            return Err(error);
+        }
+    };
+    if options.verbose {
+        eprintln!("ulpm_restart: job {} ({}) runs", opened.name, opened.job);
+    }
+    if options.detach {
+        return Ok(exit::OK);
+    }
+    let mut link = JobLink::new(address, client, opened.job);
+    let mut status = wait(root);
+    // SIGKILL also ends a job here that goes on elsewhere.
+    if status == libc::SIGKILL
+        && let Some(host) = link.moved_to()
+    {
+        status = link.wait_elsewhere(&host).map_err(RestartError::Elsewhere)?;
+    }
+    link.exited(status);
+    Ok(exit_code(status))
+}
+
+fn read(options: &Options) -> Result<Checkpoint, RestartError> {
+    match &options.checkpoint[..] {
+        [dir] if dir.is_dir() => read_dir(dir, options),
+        files => read_files(files, options),
+    }
+}
+
+fn read_dir(dir: &Path, options: &Options) -> Result<Checkpoint, RestartError> {
+    let dir =
+        dir.canonicalize().map_err(|source| RestartError::Read { path: dir.into(), source })?;
+    let manifest = Manifest::read(&dir)?;
+    let paths: Vec<PathBuf> =
+        manifest.processes.iter().map(|process| dir.join(&process.file)).collect();
+    let images = open_images(&paths)?;
+    // DIR/NAME/GENERATION
+    let own = dir.parent().and_then(Path::parent).map(Path::to_owned);
+    Ok(Checkpoint {
+        images,
+        root: manifest.root,
+        name: manifest.job,
+        generation: manifest.generation,
+        argv: manifest.argv,
+        cwd: manifest.cwd,
+        policy: Policy {
+            ckpt_dir: ckpt_dir(options, own),
+            interval: manifest.interval,
+            keep: manifest.keep,
+            ckpt_signal: manifest.ckpt_signal,
+        },
+    })
+}
+
+/// Images without their manifest: what it would have said is taken from the images as far as it goes.
+fn read_files(files: &[PathBuf], options: &Options) -> Result<Checkpoint, RestartError> {
+    let images = open_images(files)?;
+    let pids: Vec<i32> = images.iter().map(ImageFile::pid).collect();
+    let root = images
+        .iter()
+        .find(|image| !pids.contains(&image.meta.process.ppid))
+        .or(images.first())
+        .map_or(0, ImageFile::pid);
+    let process = images.iter().find(|image| image.pid() == root).map(|image| &image.meta.process);
+    let text = |bytes: Option<&Vec<u8>>| {
+        bytes.map_or_else(String::new, |bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    let comm = text(process.map(|process| &process.comm));
+    let cwd = process.map_or(&b"/"[..], |process| &process.cwd);
+    let cwd = PathBuf::from(std::ffi::OsStr::from_bytes(cwd));
+    Ok(Checkpoint {
+        images,
+        root,
+        name: format!("{}-restarted", comm.replace('/', "_")),
+        generation: 0,
+        argv: vec![comm],
+        cwd,
+        policy: Policy {
+            ckpt_dir: ckpt_dir(options, None),
+            interval: None,
+            keep: None,
+            ckpt_signal: libc::SIGUSR2.cast_unsigned(),
+        },
+    })
+}
+
+fn ckpt_dir(options: &Options, own: Option<PathBuf>) -> PathBuf {
+    let chosen =
+        options.ckpt_dir.as_deref().map(|dir| std::path::absolute(dir).unwrap_or(dir.into()));
+    chosen.or(own).or_else(place::ckpt_dir).unwrap_or_else(|| "/tmp".into())
+}
+
+/// Opens and checks images, as many at a time as there are processors.
+fn open_images(paths: &[PathBuf]) -> Result<Vec<ImageFile>, RestartError> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(paths.len());
+    let mut images: Vec<ImageFile> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers)
+            .map(|worker| {
+                let own = paths.iter().skip(worker).step_by(workers);
+                scope.spawn(move || {
+                    own.map(|path| ImageFile::open(path)).collect::<Result<Vec<_>, _>>()
+                })
+            })
+            .collect();
+        let joined =
+            handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Ok(Vec::new())));
+        joined.collect::<Result<Vec<_>, _>>()
+    })?
+    .into_iter()
+    .flatten()
+    .collect();
+    images.sort_by_key(ImageFile::pid);
+    let mut seen: HashMap<i32, &Path> = HashMap::new();
+    for image in &images {
+        if let Some(first) = seen.insert(image.pid(), &image.path) {
+            let (first, second) = (first.into(), image.path.clone());
+            return Err(RestartError::Twice { pid: image.pid(), first, second });
+        }
+    }
+    Ok(images)
+}
+
+/// What can be told before anything is made.
+fn check(checkpoint: &Checkpoint) -> Result<(), RestartError> {
+    let uid = nix::unistd::geteuid().as_raw();
+    for image in &checkpoint.images {
+        let process = &image.meta.process;
+        if process.uid != uid {
+            let text = format!(
+                "it belongs to user {} and you are user {uid}: restart it as that user",
+                process.uid
+            );
+            return Err(RestartError::Unfit { pid: process.pid, text });
+        }
+    }
+    let pages = |image: &ImageFile| -> u64 {
+        image.extents.iter().filter(|(_, e)| !e.base).map(|(_, e)| u64::from(e.pages)).sum()
+    };
+    let needed: u64 = checkpoint.images.iter().map(pages).sum::<u64>() * ulpm_image::PAGE as u64;
+    if let Some(available) = available_memory()
+        && needed > available
+    {
+        let text =
+            format!("the job needs {} MB of memory, {} MB are free", needed >> 20, available >> 20);
+        return Err(RestartError::Unfit { pid: checkpoint.root, text });
+    }
+    Ok(())
+}
+
+/// MemAvailable and SwapFree of /proc/meminfo, in bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    Some((kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) << 10)
+}
+
+fn request(checkpoint: &Checkpoint, options: &Options) -> Restart {
+    Restart {
+        name: checkpoint.name.clone(),
+        argv: checkpoint.argv.clone(),
+        cwd: checkpoint.cwd.clone(),
+        generation: checkpoint.generation,
+        policy: checkpoint.policy.clone(),
+        members: checkpoint.images.iter().map(ImageFile::pid).collect(),
+        root: checkpoint.root,
+        stdio: [stream(std::io::stdin()), stream(std::io::stdout()), stream(std::io::stderr())],
+        hold_token: options.hold.clone(),
+    }
+}
+
+fn stream(fd: impl std::os::fd::AsFd) -> Stream {
+    fstat(fd).map_or(Stream::default(), |status| Stream {
+        dev: status.st_dev,
+        ino: status.st_ino,
+        open: true,
+    })
+}
+
+/// How often it is looked whether a process has died while it was rebuilt.
+const LOOK_MS: u16 = 100;
+
+/// Waits until the coordinator says that every process goes on.
+fn wait_until_running(
+    client: &mut Client,
+    failures: &mut File,
+    table: Table,
+) -> Result<(), RestartError> {
+    let mut rebuilt = false;
+    loop {
+        let (answered, failed) = {
+            let mut fds = vec![PollFd::new(client.as_fd(), PollFlags::POLLIN)];
+            if !rebuilt {
+                fds.push(PollFd::new(failures.as_fd(), PollFlags::POLLIN));
+            }
+            // An interrupted poll found nothing.
+            let _ = poll(&mut fds, PollTimeout::from(LOOK_MS));
+            let found = |index: usize| fds.get(index).is_some_and(|fd| fd.any() == Some(true));
+            (found(0), found(1))
+        };
+        if failed {
+            let mut bytes = [0; libc::PIPE_BUF];
+            match failures.read(&mut bytes) {
+                Ok(0) => rebuilt = true, // Every process has left the restorer, or died in it.
+                Ok(len) => return Err(failure(&bytes[..len])),
+                Err(source) => {
+                    return Err(RestartError::System { what: "hear of the processes", source });
+                }
+            }
+        }
+        if answered {
+            return match client.receive()? {
+                Reply::Running => Ok(()),
+                other => Err(ClientError::Unexpected(format!("{other:?}")).into()),
+            };
+        }
+        if let Some(pid) = dead_member(table) {
+            let text = "it ended before it could go on".into();
+            return Err(RestartError::Rebuild { pid, text });
+        }
+    }
+}
+
+/// What a process, or the restorer in its place, has written.
+fn failure(bytes: &[u8]) -> RestartError {
+    if let Some(rest) = bytes.strip_prefix(&u64::MAX.to_le_bytes())
+        && let Some((pid, text)) = rest.split_first_chunk()
+    {
+        // The first to fail counts; the others may have failed because of it.
+        let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
+        let text = String::from_utf8_lossy(text).into_owned();
+        return RestartError::Rebuild { pid: i32::from_le_bytes(*pid), text };
+    }
+    let text = match <[u8; FAILURE_LEN]>::try_from(&bytes[..bytes.len().min(FAILURE_LEN)]) {
+        Ok(bytes) => Failure::decode(bytes).to_string(),
+        Err(_) => "it gave no reason".into(),
+    };
+    RestartError::Rebuild { pid: 0, text }
+}
+
+fn members(table: Table) -> impl Iterator<Item = (i32, i32)> {
+    let members: Vec<(i32, i32)> = table
+        .slots()
+        .iter()
+        .filter(|slot| slot.state() == SlotState::Live)
+        .map(|slot| (slot.real(), slot.virt()))
+        .collect();
+    members.into_iter()
+}
+
+fn dead_member(table: Table) -> Option<i32> {
+    members(table).find_map(|(real, virt)| {
+        let stat = std::fs::read(format!("/proc/{real}/stat")).unwrap_or_default();
+        let state = ulpm_sys::proc::Stat::parse(&stat).and_then(|stat| stat.field(3));
+        matches!(state, None | Some(b"Z")).then_some(virt)
+    })
+}
+
+/// Ends every process of the job, and everything else that we have forked.
+fn kill_all(table: Table) {
+    for (real, _) in members(table) {
+        let _ = ulpm_sys::kill(real, libc::SIGKILL);
+    }
+    let children = format!("/proc/self/task/{}/children", std::process::id());
+    let listed = std::fs::read_to_string(children).unwrap_or_default();
+    for child in listed.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        let _ = ulpm_sys::kill(child, libc::SIGKILL);
+    }
+    // SAFETY: the call takes numbers only.
+    while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+}
+
+static ROOT: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn forward(signal: libc::c_int) {
+    let root = ROOT.load(Ordering::Relaxed);
+    if root > 0 {
+        let _ = ulpm_sys::kill(root, signal);
+    }
+}
+
+/// What the terminal sends goes to the program as well as to us; what is sent to us goes on to it.
+fn forward_signals(root: Option<Forked>) {
+    ROOT.store(root.map_or(0, |root| root.real), Ordering::Relaxed);
+    let install = |signal, handler| {
+        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler reads an atomic and makes a system call.
+        let _ = unsafe { sigaction(signal, &action) };
+    };
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        install(signal, SigHandler::SigIgn);
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
+        install(signal, SigHandler::Handler(forward));
+    }
+}
+
+/// Waits for the root, or for all if it is not ours; returns its wait status.
+fn wait(root: Option<Forked>) -> i32 {
+    loop {
+        let mut status = 0;
+        // SAFETY: the pointer is good for an int.
+        let real = unsafe { libc::waitpid(-1, &raw mut status, 0) };
+        if real < 0 && std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+            return 0;
+        }
+        if root.is_some_and(|root| root.real == real) {
+            return status;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_the_restorer_and_one_in_words() {
+        let mut text = u64::MAX.to_le_bytes().to_vec();
+        text.extend(42i32.to_le_bytes());
+        text.extend(b"no luck");
+        assert_eq!(failure(&text).to_string(), "process 42 could not be rebuilt: no luck");
+        let mut raw = [0u8; FAILURE_LEN];
+        raw[0] = 3;
+        raw[56..].copy_from_slice(&(-9i64).to_le_bytes());
+        assert!(failure(&raw).to_string().contains("CLOSE"), "{}", failure(&raw));
+    }
+}

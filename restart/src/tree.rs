@@ -1,0 +1,599 @@
+//! Rebuilding the process tree.
+//!
+//! ```text
+//!  ulpm_restart ──fork──▶ root ──fork──▶ its children …      parents as they were, so that wait works
+//!       │                  └────fork──▶ its zombies, which end at once
+//!       ├──fork──▶ an orphan
+//!       └──fork──▶ the stand-in of a dead session leader ──fork──▶ an orphan of that session
+//! ```
+//!
+//! A child inherits its session. One that had its parent's old session is forked before the parent
+//! makes its own, all others after. Then all meet; whoever belongs to a group that another leads joins
+//! it; all meet again; and each turns into what it was.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ulpm_image::meta::{Process, Zombie};
+use ulpm_protocol::restart::RestartInfo;
+use ulpm_protocol::table::{SlotState, Table};
+
+use crate::error::{RestartError, system};
+use crate::image_file::ImageFile;
+use crate::objects::{Objects, below_proc, lift_file};
+use crate::path_map::PathMap;
+use crate::plan::{self, Source};
+
+/// What every process of the tree needs to know. It is prepared once and inherited.
+#[derive(Debug)]
+pub struct Tree<'a> {
+    images: &'a [ImageFile],
+    objects: &'a Objects,
+    paths: &'a PathMap,
+    table: Table,
+    table_fd: RawFd,
+    failure_fd: RawFd,
+    image_fds: Vec<RawFd>,
+    by_pid: HashMap<i32, usize>,
+    /// Session and group that the job had from outside.
+    outside: Option<Outside>,
+    meeting: &'static Meeting,
+}
+
+/// Session and group of the root that stem from whoever launched it.
+#[derive(Clone, Copy, Debug)]
+struct Outside {
+    sid: Option<i32>,
+    pgid: Option<i32>,
+}
+
+/// Where the processes meet: memory that they share.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Meeting {
+    /// Processes that exist.
+    created: AtomicU32,
+    /// Processes that are in their groups.
+    grouped: AtomicU32,
+}
+
+/// A process that `ulpm_restart` itself has forked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forked {
+    /// Real id.
+    pub real: i32,
+    /// Virtual id; 0 for a stand-in.
+    pub virt: i32,
+}
+
+impl<'a> Tree<'a> {
+    /// Prepares everything that can be prepared before the first fork.
+    ///
+    /// # Errors
+    ///
+    /// [`RestartError`]; nothing was forked.
+    pub fn new(
+        images: &'a [ImageFile],
+        root: i32,
+        objects: &'a Objects,
+        paths: &'a PathMap,
+        table: Table,
+        table_file: File,
+        failures: File,
+    ) -> Result<Self, RestartError> {
+        let by_pid: HashMap<i32, usize> =
+            images.iter().enumerate().map(|(index, image)| (image.pid(), index)).collect();
+        let outside = by_pid.get(&root).map(|&index| {
+            let process = &images[index].meta.process;
+            let foreign = |id: i32| (id != process.pid && !by_pid.contains_key(&id)).then_some(id);
+            Outside { sid: foreign(process.sid), pgid: foreign(process.pgid) }
+        });
+        let image_fds = images
+            .iter()
+            .map(|image| {
+                let file = image.file.try_clone();
+                let file = file.map_err(|source| RestartError::System {
+                    what: "duplicate a descriptor",
+                    source,
+                })?;
+                lift_file(file, objects.base)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            images,
+            objects,
+            paths,
+            table,
+            table_fd: lift_file(table_file, objects.base)?,
+            failure_fd: lift_file(failures, objects.base)?,
+            image_fds,
+            by_pid,
+            outside,
+            meeting: Meeting::new()?,
+        })
+    }
+
+    /// Forks the tree, and returns the processes whose parent we are. In each of the others this does
+    /// not return.
+    ///
+    /// # Errors
+    ///
+    /// [`RestartError`]; what was forked before is left to the caller, who finds it in the table.
+    pub fn fork(&self) -> Result<Vec<Forked>, RestartError> {
+        self.name_outside();
+        let mut forked = Vec::new();
+        let mut orphans: HashMap<i32, Vec<usize>> = HashMap::new();
+        for (index, image) in self.images.iter().enumerate() {
+            let process = &image.meta.process;
+            if self.by_pid.contains_key(&process.ppid) && process.ppid != process.pid {
+                continue; // Its parent forks it.
+            }
+            if self.leads_or_shares(process) {
+                forked.push(self.fork_process(index)?);
+            } else {
+                orphans.entry(process.sid).or_default().push(index);
+            }
+        }
+        for (sid, indices) in orphans {
+            forked.push(self.fork_stand_in(sid, &indices)?);
+        }
+        Ok(forked)
+    }
+
+    /// Closes this process's own descriptors of what the tree has inherited.
+    pub fn close(&self) {
+        let own = [self.table_fd, self.failure_fd];
+        for fd in own.into_iter().chain(self.image_fds.iter().copied()).chain(self.objects.all()) {
+            ulpm_sys::close(fd);
+        }
+    }
+
+    /// Whether a process whose parent we are gets its session without a stand-in: it leads one, or has
+    /// the one that the job had from outside, for which ours stands.
+    fn leads_or_shares(&self, process: &Process) -> bool {
+        process.sid == process.pid
+            || self.outside.is_some_and(|outside| outside.sid == Some(process.sid))
+    }
+
+    /// Tells the table what the job's outside session and group are now.
+    fn name_outside(&self) {
+        let Some(outside) = self.outside else { return };
+        let own_group = ulpm_sys::getpgid(0).unwrap_or(0);
+        let own_session = ulpm_sys::getsid(0).unwrap_or(0);
+        if let Some(pgid) = outside.pgid {
+            let _ = self.table.insert_as(own_group, pgid, 0, SlotState::Alias);
+        }
+        if let Some(sid) = outside.sid.filter(|_| own_session != own_group) {
+            let _ = self.table.insert_as(own_session, sid, 0, SlotState::Alias);
+        }
+    }
+
+    fn fork_process(&self, index: usize) -> Result<Forked, RestartError> {
+        let virt = self.images[index].pid();
+        // SAFETY: this process has one thread, so the child may do whatever it likes.
+        match unsafe { libc::fork() } {
+            -1 => Err(system("fork")),
+            0 => {
+                let text = self.become_process(index);
+                self.fail(index, &text)
+            }
+            real => Ok(Forked { real, virt }),
+        }
+    }
+
+    /// Forks a process that leads session `sid` in place of its dead leader, for as long as it takes to
+    /// fork the session's orphans.
+    fn fork_stand_in(&self, sid: i32, orphans: &[usize]) -> Result<Forked, RestartError> {
+        // SAFETY: as in `fork_process`.
+        match unsafe { libc::fork() } {
+            -1 => Err(system("fork")),
+            0 => {
+                let result = (|| {
+                    // SAFETY: the call takes no argument.
+                    if unsafe { libc::setsid() } < 0 {
+                        return Err(system("make a session"));
+                    }
+                    let real = ulpm_sys::getpid();
+                    let _ = self.table.insert_as(real, sid, 0, SlotState::Alias);
+                    for &index in orphans {
+                        self.fork_process(index)?;
+                    }
+                    Ok(())
+                })();
+                if let (Err(error), Some(&first)) = (result, orphans.first()) {
+                    self.fail(first, &ulpm_control::chain(&error).join(": "));
+                }
+                // Its children become orphans, as they were, when the groups are as they were.
+                self.meeting.wait_for(&self.meeting.grouped, self.images.len());
+                // SAFETY: nothing of ours is to run at exit.
+                unsafe { libc::_exit(0) }
+            }
+            real => Ok(Forked { real, virt: 0 }),
+        }
+    }
+
+    /// Reports why a process could not be rebuilt, and ends it.
+    fn fail(&self, index: usize, text: &str) -> ! {
+        // Marked as text by its first word, which is no system call's number.
+        let mut message = u64::MAX.to_le_bytes().to_vec();
+        message.extend(self.images[index].pid().to_le_bytes());
+        message.extend(text.as_bytes());
+        // All of it at once, so that the texts of several processes do not mix.
+        message.truncate(libc::PIPE_BUF - 1);
+        message.push(0);
+        let _ = ulpm_sys::write(self.failure_fd, &message);
+        // SAFETY: nothing of ours is to run at exit.
+        unsafe { libc::_exit(71) }
+    }
+
+    /// Turns the calling process into the one of an image; returns only why it cannot.
+    fn become_process(&self, index: usize) -> String {
+        match self.rebuild(index) {
+            Ok(never) => match never {},
+            Err(text) => text,
+        }
+    }
+
+    fn rebuild(&self, index: usize) -> Result<std::convert::Infallible, String> {
+        let image = &self.images[index];
+        let process = &image.meta.process;
+        let real = ulpm_sys::getpid();
+        let real_parent = ulpm_sys::getppid();
+        self.table
+            .insert_as(real, process.pid, process.ppid, SlotState::Live)
+            .map_err(|error| error.to_string())?;
+
+        let children: Vec<usize> = (0..self.images.len())
+            .filter(|&child| {
+                let child = &self.images[child].meta.process;
+                child.ppid == process.pid && child.pid != process.pid
+            })
+            .collect();
+        let leads = process.sid == process.pid;
+        let after = |child: &usize| {
+            let child = &self.images[*child].meta.process;
+            child.sid == process.sid || child.sid == child.pid
+        };
+        let (after, before): (Vec<usize>, Vec<usize>) = children.into_iter().partition(after);
+        if let (Some(&stray), false) = (before.first(), leads) {
+            let stray = &self.images[stray].meta.process;
+            return Err(format!(
+                "its child {} is in session {}, whose leader has ended and which it does not share",
+                stray.pid, stray.sid
+            ));
+        }
+        let fork_all = |children: &[usize]| {
+            children.iter().try_for_each(|&child| match self.fork_process(child) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(ulpm_control::chain(&error).join(": ")),
+            })
+        };
+        fork_all(&before)?;
+        if leads {
+            // SAFETY: the call takes no argument.
+            if unsafe { libc::setsid() } < 0 {
+                return Err(last("make a session"));
+            }
+        } else if process.pgid == process.pid {
+            ulpm_sys::setpgid(0, 0).map_err(|errno| format!("cannot lead a group: {errno}"))?;
+        }
+        fork_all(&after)?;
+        for zombie in &image.meta.zombies {
+            self.fork_zombie(zombie)?;
+        }
+        let helper = self.lead_dead_group(index)?;
+
+        self.meeting.arrive(&self.meeting.created);
+        self.meeting.wait_for(&self.meeting.created, self.images.len());
+        self.join_group(process)?;
+        self.meeting.arrive(&self.meeting.grouped);
+        self.meeting.wait_for(&self.meeting.grouped, self.images.len());
+        if let Some(helper) = helper {
+            // SAFETY: it is our child, and waits for nothing else.
+            unsafe {
+                libc::kill(helper, libc::SIGKILL);
+                libc::waitpid(helper, std::ptr::null_mut(), 0);
+            }
+        }
+
+        // In this order: the process may have lowered its limit below a descriptor that it has.
+        self.place_descriptors(index)?;
+        self.set_attributes(index)?;
+        // What the work above has left pending was not there. The end of a zombie was.
+        while ulpm_sys::signal::take_pending(ulpm_sys::signal::ALL).is_some() {}
+        for pending in &image.meta.pending {
+            let _ = ulpm_sys::kill(real, pending.signal.cast_signed());
+        }
+        if !image.meta.zombies.is_empty() {
+            let _ = ulpm_sys::kill(real, libc::SIGCHLD);
+        }
+        let timers = |index: usize| {
+            image.meta.timers.get(index).map_or([0; 2], |timer| [timer.interval_us, timer.value_us])
+        };
+        let is_member = self.by_pid.contains_key(&process.ppid) && process.ppid != process.pid;
+        let source = Source {
+            image,
+            backings: self.objects.backings(index),
+            image_fd: self.image_fds[index],
+            table_fd: self.table_fd,
+            failure_fd: self.failure_fd,
+            base: self.objects.base,
+            info: RestartInfo {
+                outside_parent: if is_member { [0; 2] } else { [real_parent, process.ppid] },
+                timers: [0, 1, 2].map(timers),
+                stopped: u64::from(process.stopped),
+                ..RestartInfo::default()
+            },
+        };
+        // SAFETY: this process has one thread, and the descriptors were opened for this.
+        Err(unsafe { plan::enter(&source) })
+    }
+
+    /// A child that ends as one has ended before, and waits to be waited for.
+    fn fork_zombie(&self, zombie: &Zombie) -> Result<(), String> {
+        // SAFETY: as in `fork_process`.
+        let real = match unsafe { libc::fork() } {
+            -1 => return Err(last("fork")),
+            0 => end_as(zombie.status),
+            real => real,
+        };
+        let group = if zombie.pgid == zombie.pid { real } else { self.table.real_of(zombie.pgid) };
+        // It may have ended already, and its group may be gone: then nobody can tell.
+        let _ = ulpm_sys::setpgid(real, group);
+        self.table
+            .insert_as(
+                real,
+                zombie.pid,
+                self.table.virtual_of(ulpm_sys::getpid()),
+                SlotState::Alias,
+            )
+            .map_err(|error| error.to_string())?;
+        // SAFETY: the structure is plain data; the call fills it.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let id = libc::id_t::try_from(real).unwrap_or(0);
+            libc::waitid(libc::P_PID, id, &raw mut info, libc::WEXITED | libc::WNOWAIT);
+        }
+        Ok(())
+    }
+
+    /// If a process is the first of a group whose leader is dead: makes a child that leads the group
+    /// until all have joined.
+    fn lead_dead_group(&self, index: usize) -> Result<Option<i32>, String> {
+        let process = &self.images[index].meta.process;
+        let group = process.pgid;
+        let zombies = self.images.iter().flat_map(|image| &image.meta.zombies);
+        let led = self.by_pid.contains_key(&group)
+            || zombies.clone().any(|zombie| zombie.pid == group)
+            || self.outside.is_some_and(|outside| outside.pgid == Some(group))
+            // The stand-in of a dead session leader leads its group too.
+            || (group == process.sid && self.table.by_virtual(group).is_some());
+        let first = self.images.iter().position(|image| image.meta.process.pgid == group);
+        if led || first != Some(index) {
+            return Ok(None);
+        }
+        // SAFETY: as in `fork_process`.
+        match unsafe { libc::fork() } {
+            -1 => Err(last("fork")),
+            0 => loop {
+                // SAFETY: it only waits to be killed.
+                unsafe { libc::pause() };
+            },
+            real => {
+                ulpm_sys::setpgid(real, real)
+                    .map_err(|errno| format!("cannot lead a group: {errno}"))?;
+                self.table
+                    .insert_as(real, group, 0, SlotState::Alias)
+                    .map_err(|error| error.to_string())?;
+                Ok(Some(real))
+            }
+        }
+    }
+
+    fn join_group(&self, process: &Process) -> Result<(), String> {
+        let group = process.pgid;
+        let outside = self.outside.is_some_and(|outside| outside.pgid == Some(group));
+        if group == process.pid || outside {
+            return Ok(());
+        }
+        let real = self.table.real_of(group);
+        if ulpm_sys::getpgid(0) == Ok(real) {
+            return Ok(());
+        }
+        ulpm_sys::setpgid(0, real).map_err(|errno| format!("cannot join group {group}: {errno}"))
+    }
+
+    fn set_attributes(&self, index: usize) -> Result<(), String> {
+        let meta = &self.images[index].meta;
+        let process = &meta.process;
+        let cwd = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&process.cwd)));
+        std::env::set_current_dir(&cwd)
+            .map_err(|error| format!("cannot change to directory {}: {error}", cwd.display()))?;
+        // SAFETY: each call takes numbers, or structures that live as long as the call.
+        unsafe {
+            libc::umask(process.umask);
+            libc::personality(process.personality);
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, process.subreaper, 0, 0, 0);
+            if process.no_new_privs != 0 {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            }
+            if process.dumpable < 2 {
+                libc::prctl(libc::PR_SET_DUMPABLE, process.dumpable, 0, 0, 0);
+            }
+            for (resource, limit) in (0u32..).zip(&meta.limits) {
+                set_limit(resource, limit.current, limit.maximum);
+            }
+        }
+        if process.oom_score_adj != 0 {
+            // Lowering it may be forbidden; then it stays what it is.
+            let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());
+        }
+        for action in &meta.actions {
+            let saved = ulpm_sys::signal::Action {
+                handler: usize::try_from(action.handler).unwrap_or(0),
+                flags: action.flags,
+                restorer: usize::try_from(action.restorer).unwrap_or(0),
+                mask: action.mask,
+            };
+            let _ = ulpm_sys::signal::action(action.signal.cast_signed(), Some(&saved));
+        }
+        Ok(())
+    }
+
+    /// Puts the descriptors at their numbers, and closes all others below ours.
+    fn place_descriptors(&self, index: usize) -> Result<(), String> {
+        let mut next = 0;
+        for descriptor in &self.images[index].meta.descriptors {
+            let from = match self.objects.description(descriptor.description) {
+                Some(from) => from,
+                None => self.open_below_proc(index, descriptor.description)?,
+            };
+            let flags = if descriptor.cloexec { libc::O_CLOEXEC } else { 0 };
+            // SAFETY: the call takes numbers only.
+            if unsafe { libc::dup3(from, descriptor.fd, flags) } < 0 {
+                return Err(last("put a descriptor at its number"));
+            }
+            close_between(next, descriptor.fd);
+            next = descriptor.fd + 1;
+        }
+        close_between(next, self.objects.base);
+        Ok(())
+    }
+}
+
+impl Tree<'_> {
+    /// Opens a file that belongs to a process of the job, which exists again by now.
+    fn open_below_proc(&self, index: usize, id: u64) -> Result<RawFd, String> {
+        let descriptions = &self.images[index].meta.descriptions;
+        let description =
+            descriptions.iter().find(|other| other.id == id).ok_or("unknown descriptor")?;
+        let (pid, rest) = below_proc(description).ok_or("unknown descriptor")?;
+        let path = format!("/proc/{}/{rest}", self.table.real_of(pid));
+        let access = description.flags.cast_signed() & libc::O_ACCMODE;
+        let file = File::options()
+            .read(access != libc::O_WRONLY)
+            .write(access != libc::O_RDONLY)
+            .open(&path)
+            .map_err(|error| format!("cannot open {path}: {error}"))?;
+        let fd = lift_file(file, self.objects.base).map_err(|error| error.to_string())?;
+        let position = libc::off_t::try_from(description.position).unwrap_or(0);
+        // What such a file cannot do, it could not do before. The call takes numbers only.
+        // SAFETY: see above.
+        unsafe { libc::lseek(fd, position, libc::SEEK_SET) };
+        Ok(fd)
+    }
+}
+
+/// Closes the descriptors from `first` to before `end`.
+fn close_between(first: RawFd, end: RawFd) {
+    if first < end
+        && let (Ok(first), Ok(last)) = (u32::try_from(first), u32::try_from(end - 1))
+    {
+        let _ = ulpm_sys::close_range(first, last, false);
+    }
+}
+
+/// # Safety
+///
+/// None beyond that of the call, which takes a structure on the stack.
+unsafe fn set_limit(resource: u32, current: u64, maximum: u64) {
+    let limit = libc::rlimit { rlim_cur: current, rlim_max: maximum };
+    // SAFETY: the structure outlives the call.
+    if unsafe { libc::setrlimit(resource, &raw const limit) } == 0 {
+        return;
+    }
+    // A hard limit can only be raised by root: as near as it goes.
+    let mut here = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: as above.
+    unsafe {
+        libc::getrlimit(resource, &raw mut here);
+        let limit = libc::rlimit {
+            rlim_cur: current.min(here.rlim_max),
+            rlim_max: maximum.min(here.rlim_max),
+        };
+        libc::setrlimit(resource, &raw const limit);
+    }
+}
+
+/// Ends the calling process with a wait status.
+fn end_as(status: i32) -> ! {
+    // SAFETY: the process has nothing to lose.
+    unsafe {
+        if libc::WIFSIGNALED(status) {
+            let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+            let signal = libc::WTERMSIG(status);
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, signal);
+            libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+        }
+        libc::_exit(libc::WEXITSTATUS(status))
+    }
+}
+
+fn last(what: &'static str) -> String {
+    format!("cannot {what}: {}", std::io::Error::last_os_error())
+}
+
+impl Meeting {
+    fn new() -> Result<&'static Self, RestartError> {
+        // SAFETY: a new mapping, shared with whoever is forked; zeros are valid counters.
+        unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let page = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+            if page == libc::MAP_FAILED {
+                return Err(system("map shared memory"));
+            }
+            Ok(&*page.cast())
+        }
+    }
+
+    fn arrive(&self, counter: &AtomicU32) {
+        counter.fetch_add(1, Ordering::AcqRel);
+        ulpm_sys::futex_wake_all(counter);
+    }
+
+    /// Waits until `count` have arrived. If one fails, `ulpm_restart` kills all the others.
+    fn wait_for(&self, counter: &AtomicU32, count: usize) {
+        loop {
+            let now = counter.load(Ordering::Acquire);
+            if now as usize >= count {
+                return;
+            }
+            let _ = ulpm_sys::futex_wait(counter, now, None);
+        }
+    }
+}
+
+/// Opens the file of a job table.
+pub(crate) fn open_table(path: &Path) -> Result<(Table, File), RestartError> {
+    use std::ptr::NonNull;
+    let invalid = |text: String| RestartError::Table { path: path.into(), text };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|source| RestartError::Read { path: path.into(), source })?;
+    let len = ulpm_protocol::table::LEN;
+    if file.metadata().map_or(0, |data| data.len()) < len as u64 {
+        return Err(invalid("it is too short".into()));
+    }
+    // SAFETY: a new mapping of as many bytes as the file has; it is never unmapped.
+    unsafe {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = file.as_raw_fd();
+        let base = libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0);
+        let base =
+            NonNull::new(base.cast::<u8>()).filter(|base| base.as_ptr().cast() != libc::MAP_FAILED);
+        let table = Table::open(base.ok_or_else(|| system("map the job table"))?);
+        Ok((table.map_err(|error| invalid(error.to_string()))?, file))
+    }
+}
