@@ -1,0 +1,182 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use ulpm_control::{Address, place};
+
+/// Asks a coordinator to checkpoint, migrate, list and end jobs.
+///
+/// JOB is a job's name or id. Without one, the only job is meant; where several run, an error lists them.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "ulpm_command", version, after_help = ulpm_control::exit::HELP)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(
+    ["status", "checkpoint", "migrate", "kill", "quit", "output", "inspect", "interval"]
+)))]
+// One of them at a time; only --checkpoint and --kill go together.
+#[command(group(clap::ArgGroup::new("alone").args(
+    ["status", "checkpoint", "migrate", "quit", "output", "inspect", "interval"]
+)))]
+pub struct Options {
+    /// The coordinator: a socket path or HOST:PORT
+    #[arg(short, long, value_name = "ADDR", env = place::ENV_COORDINATOR)]
+    pub coordinator: Option<Address>,
+
+    /// Host of the coordinator, instead of -c
+    #[arg(short = 'n', long, value_name = "ADDRESS")]
+    pub address: Option<String>,
+
+    /// Port of the coordinator, instead of -c [default with -n: 3490]
+    #[arg(short, long, value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// List jobs and their processes
+    #[arg(long)]
+    pub status: bool,
+
+    /// Save the jobs; print the directory of the checkpoint, which is durable then
+    #[arg(long)]
+    pub checkpoint: bool,
+
+    /// Move the jobs to the coordinator of another host, and go on there
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub migrate: Option<String>,
+
+    /// End the jobs, as by SIGKILL; with --checkpoint: as soon as they are saved, without their going on
+    /// in between (if one cannot be saved, it goes on)
+    #[arg(long, conflicts_with_all = ["status", "migrate", "quit", "output", "inspect", "interval"])]
+    pub kill: bool,
+
+    /// End the coordinator; programs go on, and the next coordinator finds them
+    #[arg(short, long)]
+    pub quit: bool,
+
+    /// Print what a job has written since it came here by migration
+    #[arg(long, value_name = "JOB", conflicts_with = "jobs")]
+    pub output: Option<String>,
+
+    /// Show what is in an image, or in a checkpoint's directory
+    #[arg(long, value_name = "IMAGE", conflicts_with = "jobs")]
+    pub inspect: Option<PathBuf>,
+
+    /// Checkpoint the jobs every SECS seconds; 0: no more
+    #[arg(long, value_name = "SECS")]
+    pub interval: Option<u64>,
+
+    /// With --checkpoint: keep N checkpoints from now on this time, instead of the job's own choice
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+
+    /// With --checkpoint: let the jobs go on only when the checkpoint is durable
+    #[arg(long)]
+    pub freeze_until_durable: bool,
+
+    /// With --migrate: leave the images on the target
+    #[arg(short = 's', long)]
+    pub keep_images: bool,
+
+    /// With --migrate: do not mind what the target's processor lacks
+    #[arg(long)]
+    pub force: bool,
+
+    /// With --output: go on until the job has ended
+    #[arg(long)]
+    pub follow: bool,
+
+    /// Say what is going on, also where standard error is no terminal
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// Names or ids of jobs
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+}
+
+impl Options {
+    /// Checks that no option is given which has no meaning for what is asked. (clap's `requires` does
+    /// not say so where the missing option excludes the one that is there.)
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let misplaced = [
+            (self.keep.is_some() && !self.checkpoint, "--keep", "--checkpoint"),
+            (
+                self.freeze_until_durable && !self.checkpoint,
+                "--freeze-until-durable",
+                "--checkpoint",
+            ),
+            (self.keep_images && self.migrate.is_none(), "--keep-images", "--migrate"),
+            (self.force && self.migrate.is_none(), "--force", "--migrate"),
+            (self.follow && self.output.is_none(), "--follow", "--output"),
+            (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
+        ];
+        match misplaced.iter().find(|(wrong, ..)| *wrong) {
+            Some((_, option, with)) => Err(format!("{option} goes with {with} only")),
+            None => Ok(()),
+        }
+    }
+
+    /// The coordinator that is meant.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        // The variable is only a default.
+        if self.address.is_none()
+            && self.port.is_none()
+            && let Some(address) = &self.coordinator
+        {
+            return address.clone();
+        }
+        match (&self.address, self.port) {
+            (None, None) => Address::default(),
+            (host, port) => {
+                let host = host.as_deref().unwrap_or("localhost");
+                let host = if host.contains(':') && !host.starts_with('[') {
+                    format!("[{host}]")
+                } else {
+                    host.to_owned()
+                };
+                Address::Tcp(format!("{host}:{}", port.unwrap_or(place::DEFAULT_PORT)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    fn parse(args: &[&str]) -> Result<Options, clap::Error> {
+        Options::try_parse_from(std::iter::once("x").chain(args.iter().copied()))
+    }
+
+    #[test]
+    fn one_thing_is_asked_at_a_time() {
+        Options::command().debug_assert();
+        parse(&[]).unwrap_err();
+        parse(&["--status", "--kill"]).unwrap_err();
+        parse(&["--kill", "--interval", "3"]).unwrap_err();
+        parse(&["--checkpoint", "--migrate", "b"]).unwrap_err();
+        parse(&["--kill"]).unwrap();
+        let options = parse(&["--kill", "a-1", "--checkpoint"]).unwrap();
+        assert!(options.kill && options.checkpoint);
+        let options = parse(&["--migrate", "b:7", "a-1", "a-2", "-s"]).unwrap();
+        assert_eq!(options.jobs, ["a-1", "a-2"]);
+        assert!(options.keep_images);
+        parse(&["--status", "-s"]).unwrap().check().unwrap_err();
+        parse(&["--migrate", "b", "-s"]).unwrap().check().unwrap();
+    }
+
+    #[test]
+    fn the_letters_of_the_first_ulpm_name_an_address() {
+        let address = |args: &[&str]| parse(args).unwrap().address();
+        assert_eq!(address(&["-q", "-p", "7"]), Address::Tcp("localhost:7".into()));
+        assert_eq!(address(&["-q", "-n", "b"]), Address::Tcp("b:3490".into()));
+        assert_eq!(address(&["-q", "-n", "::1", "-p", "7"]), Address::Tcp("[::1]:7".into()));
+    }
+}

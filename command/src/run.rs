@@ -1,0 +1,246 @@
+//! Asks, and prints the answer.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use ulpm_control::client::ClientError;
+use ulpm_control::message::{Checkpointed, Migrated, Status};
+use ulpm_control::{Client, Reply, Request, exit};
+
+use crate::inspect::{self, InspectError};
+use crate::options::Options;
+use crate::progress::Line;
+use crate::text;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Options that do not go together.
+    #[error("{0}; see --help")]
+    Usage(String),
+    /// The coordinator says no, or says nothing.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// An image cannot be shown.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// Standard output is closed.
+    #[error("cannot write to standard output")]
+    Output(#[from] io::Error),
+    /// A result has no text.
+    #[error("cannot print the result as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl CommandError {
+    /// Exit code of the tool.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Client(error) => error.exit_code(),
+            Self::Inspect(error) => error.exit_code(),
+            Self::Output(_) => exit::IO,
+            Self::Json(_) => exit::SOFTWARE,
+        }
+    }
+
+    /// Whether whoever reads the output has gone, to whom nothing needs to be said.
+    #[must_use]
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+///
+/// [`CommandError`]
+pub fn run(options: &Options) -> Result<(), CommandError> {
+    options.check().map_err(CommandError::Usage)?;
+    if let Some(path) = &options.inspect {
+        let shown = inspect::inspect(path, options.json)?;
+        return print(&shown);
+    }
+    let address = options.address();
+    let mut client = Client::connect(&address)?;
+    let jobs = options.jobs.clone();
+    if options.status {
+        let Reply::Status(status) = client.call(&Request::Status)? else {
+            return Err(unexpected());
+        };
+        return if options.json {
+            print_json(&status)
+        } else {
+            print(&show_status(&status, &options.jobs))
+        };
+    }
+    if options.checkpoint {
+        let request = Request::Checkpoint {
+            jobs,
+            keep: options.keep,
+            freeze_until_durable: options.freeze_until_durable,
+            kill: options.kill,
+        };
+        let Reply::Checkpointed(done) = long_call(&mut client, &request, options.verbose)? else {
+            return Err(unexpected());
+        };
+        return print_list(&done, options.json, show_checkpoint);
+    }
+    if let Some(target) = &options.migrate {
+        let request = Request::Migrate {
+            target: target.clone(),
+            jobs,
+            keep_images: options.keep_images,
+            force: options.force,
+        };
+        let Reply::Migrated(done) = long_call(&mut client, &request, options.verbose)? else {
+            return Err(unexpected());
+        };
+        return print_list(&done, options.json, show_migration);
+    }
+    let request = if options.kill {
+        Request::Kill { jobs }
+    } else if let Some(secs) = options.interval {
+        Request::Interval { secs, jobs }
+    } else if let Some(job) = &options.output {
+        Request::Output { job: Some(job.clone()), offset: 0, follow: options.follow }
+    } else {
+        Request::Quit
+    };
+    let mut stdout = io::stdout().lock();
+    client.send(&request)?;
+    loop {
+        match client.receive()? {
+            Reply::Output(bytes) => {
+                stdout.write_all(&bytes)?;
+                stdout.flush()?;
+            }
+            Reply::Done => return Ok(()),
+            _ => return Err(unexpected()),
+        }
+    }
+}
+
+fn unexpected() -> CommandError {
+    ClientError::Unexpected("another kind of reply".into()).into()
+}
+
+/// Asks for something that takes long, and shows how it goes.
+fn long_call(client: &mut Client, request: &Request, verbose: bool) -> Result<Reply, ClientError> {
+    let mut line = Line::new(verbose);
+    client.send(request)?;
+    loop {
+        match client.receive()? {
+            Reply::Progress(progress) => line.report(&progress),
+            reply => return Ok(reply),
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), CommandError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+fn print_json<T: Serialize>(value: &T) -> Result<(), CommandError> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// One object for one result, a list for several.
+fn print_list<T: Serialize>(
+    list: &[T],
+    json: bool,
+    show: impl Fn(&T) -> String,
+) -> Result<(), CommandError> {
+    match (json, list) {
+        (true, [only]) => print_json(only),
+        (true, _) => print_json(&list),
+        (false, _) => print(&list.iter().map(show).collect::<String>()),
+    }
+}
+
+/// The path alone, for scripts.
+fn show_checkpoint(done: &Checkpointed) -> String {
+    format!("{}\n", done.path.display())
+}
+
+fn show_migration(done: &Migrated) -> String {
+    let mut text = format!(
+        "{} goes on at {} as job {}: {} processes, {}, frozen for {:.1} ms, {:.1} ms in all\n",
+        done.job,
+        done.target,
+        done.target_id,
+        done.processes,
+        text::bytes(done.bytes),
+        done.freeze_ms,
+        done.total_ms
+    );
+    if let Some(images) = &done.images {
+        text += &format!("its images stay in {images} there\n");
+    }
+    text
+}
+
+fn show_status(status: &Status, only: &[String]) -> String {
+    let mut out = format!(
+        "host {}, coordinator {} ({}) at {}",
+        status.host,
+        status.pid,
+        status.version,
+        status.socket.display()
+    );
+    match &status.listen {
+        Some(listen) => out += &format!(", listening on {listen}\n"),
+        None => out += ", not listening for other hosts\n",
+    }
+    let wanted = |name: &str, id: u64| {
+        only.is_empty() || only.iter().any(|o| o == name || *o == id.to_string())
+    };
+    for job in status.jobs.iter().filter(|job| wanted(&job.name, job.id.0)) {
+        out += &format!("\njob {} ({}): {}, ", job.name, job.id, job.state);
+        out += &match job.generation {
+            0 => "no checkpoint".to_owned(),
+            generation => format!(
+                "checkpoint {}",
+                job.ckpt_dir.join(&job.name).join(generation.to_string()).display()
+            ),
+        };
+        if let Some(secs) = job.interval {
+            out += &format!(", every {secs} s");
+        }
+        if job.has_output {
+            out += ", has come here by migration";
+        }
+        out.push('\n');
+        if let Some(error) = &job.last_error {
+            out += &format!("  the last periodic checkpoint failed: {error}\n");
+        }
+        let mut rows = vec![
+            ["PID", "VIRTUAL", "STATE", "THREADS", "MEMORY", "COMMAND"].map(String::from).to_vec(),
+        ];
+        for process in &job.processes {
+            rows.push(vec![
+                process.real.to_string(),
+                process.virt.to_string(),
+                process.state.clone(),
+                process.threads.to_string(),
+                text::bytes(process.rss),
+                text::short(&process.command, 100),
+            ]);
+        }
+        out += &text::table(&rows, 2);
+    }
+    if !status.moved.is_empty() {
+        out += "\nmoved to other hosts:\n";
+        let rows: Vec<_> = status
+            .moved
+            .iter()
+            .map(|job| vec![job.name.clone(), format!("({})", job.id), job.host.clone()])
+            .collect();
+        out += &text::table(&rows, 2);
+    }
+    out
+}

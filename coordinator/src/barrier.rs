@@ -1,0 +1,562 @@
+//! Waiting for every process of a job: the freeze, and the capture.
+//!
+//! Both are state machines: what was seen, what was said and the time go in, and what is to be done comes
+//! out. The driver is in `job.rs`.
+//!
+//! ```text
+//!              ┌──────────── manager lost (exec) ────────────┐
+//!              ▼                                             │
+//!  seen ─▶ Unreached ── Live: Wake ─▶ Woken ── connected ─▶ Asked ── frozen ─▶ Frozen
+//!              └──────────────── connected: Freeze ──────────▲
+//! ```
+//!
+//! A freeze is complete when every member is frozen in a scan that began after the last of them froze, and
+//! that scan found nobody new. Frozen members cannot fork, so nobody can come after that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// The kernel's process id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(pub i32);
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A member in a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which process.
+    pub pid: Pid,
+    /// Its slot is `Live`: it runs our code, and may be sent the freeze signal.
+    pub live: bool,
+    /// It was stopped by a signal.
+    pub stopped: bool,
+    /// Its manager is connected.
+    pub connected: bool,
+}
+
+/// A living child of a member that is no member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stranger {
+    /// Which process.
+    pub pid: Pid,
+    /// Its parent, a member.
+    pub parent: Pid,
+}
+
+/// The job at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Members that live.
+    pub members: Vec<Seen>,
+    /// Their children that are not under ULPM; `None` if nobody looked.
+    pub strangers: Option<Vec<Stranger>>,
+}
+
+/// What the driver has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send the freeze signal, so that a manager starts.
+    Wake(Pid),
+    /// Send the freeze signal to every user thread, and then SIGCONT.
+    WakeStopped {
+        /// Whose.
+        pid: Pid,
+        /// Its manager does not know, so the coordinator has to stop it again after the thaw.
+        restop: bool,
+    },
+    /// Send `Freeze` to the manager.
+    Freeze {
+        /// Whose.
+        pid: Pid,
+        /// `WakeStopped` came before.
+        stopped: bool,
+    },
+}
+
+/// What the driver waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Scan now, and give the result to [`Freeze::scanned`].
+    Scan {
+        /// With children that are no members: this scan may complete the freeze.
+        children: bool,
+    },
+    /// Wait for an event, and scan at the given time.
+    Wait(Instant),
+    /// Every process of the job is frozen.
+    Done,
+    /// The time is up.
+    TimedOut,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It cannot be told yet: between execve and our constructor.
+    Unreached,
+    /// The signal is on its way; its manager will connect.
+    Woken { stopped: bool },
+    /// It was told.
+    Asked { stopped: bool },
+    /// It stands still.
+    Frozen,
+}
+
+/// Who is missing when the time is up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// They did not stop.
+    pub running: BTreeSet<Pid>,
+    /// They are not under ULPM.
+    pub strangers: BTreeSet<Stranger>,
+    /// They have executed something that does not load our library.
+    pub silent: BTreeSet<Pid>,
+}
+
+/// Shortest time between two scans while something happens that nobody tells: a process executes
+/// something, or a stranger ends.
+const SCAN_SOONEST: Duration = Duration::from_millis(1);
+/// Shortest time while managers start, who will tell; only if their process ends instead nobody tells.
+const SCAN_WOKEN: Duration = Duration::from_millis(5);
+/// Shortest time while all have been told: only that one is stopped by a signal is to be found.
+const SCAN_ASKED: Duration = Duration::from_millis(20);
+/// Longest time between two scans.
+const SCAN_LATEST: Duration = Duration::from_millis(50);
+
+/// The freeze of a job.
+#[derive(Debug)]
+pub struct Freeze {
+    members: BTreeMap<Pid, Phase>,
+    strangers: BTreeSet<Stranger>,
+    /// Something froze or came since the last scan began.
+    dirty: bool,
+    looked: bool,
+    deadline: Instant,
+    next_scan: Instant,
+    pause: Duration,
+}
+
+impl Freeze {
+    /// Begins to freeze; [`Freeze::step`] asks for the first scan.
+    #[must_use]
+    pub fn new(now: Instant, timeout: Duration) -> Self {
+        Self {
+            members: BTreeMap::new(),
+            strangers: BTreeSet::new(),
+            dirty: true,
+            looked: false,
+            deadline: now + timeout,
+            next_scan: now,
+            pause: SCAN_SOONEST,
+        }
+    }
+
+    /// What to wait for.
+    #[must_use]
+    pub fn step(&self, now: Instant) -> Step {
+        let all_frozen = self.members.values().all(|&phase| phase == Phase::Frozen);
+        if all_frozen && !self.dirty && self.strangers.is_empty() {
+            return Step::Done;
+        }
+        if now >= self.deadline {
+            return Step::TimedOut;
+        }
+        if (all_frozen && self.dirty) || now >= self.next_scan {
+            // The first scan cannot complete anything.
+            return Step::Scan { children: all_frozen && self.looked };
+        }
+        Step::Wait(self.next_scan.min(self.deadline))
+    }
+
+    /// Takes a scan that began after all events which were given before.
+    pub fn scanned(&mut self, scan: &Scan, began: Instant, now: Instant) -> Vec<Action> {
+        self.looked = true;
+        match &scan.strangers {
+            Some(strangers) => {
+                self.dirty = false;
+                self.strangers = strangers.iter().copied().collect();
+            }
+            // Who is left may all be frozen now, but that does not complete the freeze.
+            None => self.dirty = true,
+        }
+        let alive: BTreeSet<Pid> = scan.members.iter().map(|seen| seen.pid).collect();
+        self.members.retain(|pid, _| alive.contains(pid));
+        let mut actions = Vec::new();
+        for seen in &scan.members {
+            let phase = self.members.entry(seen.pid).or_insert(Phase::Unreached);
+            *phase = reach(*phase, seen, &mut actions);
+        }
+        let floor = if !self.strangers.is_empty() || self.any(|phase| phase == Phase::Unreached) {
+            SCAN_SOONEST
+        } else if self.any(|phase| matches!(phase, Phase::Woken { .. })) {
+            SCAN_WOKEN
+        } else {
+            SCAN_ASKED
+        };
+        self.pause =
+            if actions.is_empty() { (self.pause * 2).clamp(floor, SCAN_LATEST) } else { floor };
+        // A scan of a big job takes long: leave it at least as much time to get somewhere.
+        self.next_scan = now + self.pause.max(now.saturating_duration_since(began) * 2);
+        actions
+    }
+
+    /// A manager has said `Hello`.
+    pub fn connected(&mut self, pid: Pid) -> Vec<Action> {
+        let phase = self.members.entry(pid).or_insert(Phase::Unreached);
+        let stopped = match *phase {
+            Phase::Unreached => false,
+            Phase::Woken { stopped } => stopped,
+            // Its connection broke and it is back before that was heard of.
+            Phase::Asked { .. } | Phase::Frozen => false,
+        };
+        *phase = Phase::Asked { stopped };
+        vec![Action::Freeze { pid, stopped }]
+    }
+
+    /// A manager has said `Frozen`.
+    pub fn frozen(&mut self, pid: Pid) {
+        if let Some(phase) = self.members.get_mut(&pid) {
+            *phase = Phase::Frozen;
+            self.dirty = true;
+        }
+    }
+
+    /// A connection broke: the process ended, or executes something.
+    pub fn lost(&mut self, pid: Pid, now: Instant) {
+        if let Some(phase) = self.members.get_mut(&pid) {
+            *phase = Phase::Unreached;
+            self.next_scan = now;
+            self.pause = SCAN_SOONEST;
+            self.dirty = true;
+        }
+    }
+
+    fn any(&self, is: impl Fn(Phase) -> bool) -> bool {
+        self.members.values().any(|&phase| is(phase))
+    }
+
+    /// Those who are frozen.
+    #[must_use]
+    pub fn members(&self) -> BTreeSet<Pid> {
+        self.members
+            .iter()
+            .filter(|&(_, &phase)| phase == Phase::Frozen)
+            .map(|(&pid, _)| pid)
+            .collect()
+    }
+
+    /// Those who were stopped by a signal, have been continued, and have no manager to stop them again.
+    #[must_use]
+    pub fn continued(&self) -> BTreeSet<Pid> {
+        let continued = |phase: &Phase| matches!(phase, Phase::Woken { stopped: true });
+        self.members.iter().filter(|&(_, phase)| continued(phase)).map(|(&pid, _)| pid).collect()
+    }
+
+    /// Those who are waited for.
+    #[must_use]
+    pub fn missing(&self) -> Missing {
+        let mut missing = Missing { strangers: self.strangers.clone(), ..Missing::default() };
+        for (&pid, &phase) in &self.members {
+            match phase {
+                Phase::Frozen => {}
+                Phase::Unreached => {
+                    missing.silent.insert(pid);
+                }
+                Phase::Woken { .. } | Phase::Asked { .. } => {
+                    missing.running.insert(pid);
+                }
+            }
+        }
+        missing
+    }
+}
+
+fn reach(phase: Phase, seen: &Seen, actions: &mut Vec<Action>) -> Phase {
+    let &Seen { pid, live, stopped, connected } = seen;
+    match phase {
+        Phase::Unreached if connected => {
+            if stopped {
+                actions.push(Action::WakeStopped { pid, restop: false });
+            }
+            actions.push(Action::Freeze { pid, stopped });
+            Phase::Asked { stopped }
+        }
+        Phase::Unreached if live => {
+            let wake = Action::WakeStopped { pid, restop: false };
+            actions.push(if stopped { wake } else { Action::Wake(pid) });
+            Phase::Woken { stopped }
+        }
+        // It was stopped before the signal or our message reached it.
+        Phase::Woken { stopped: false } if stopped => {
+            actions.push(Action::WakeStopped { pid, restop: false });
+            Phase::Woken { stopped: true }
+        }
+        Phase::Asked { stopped: before } if stopped => {
+            actions.push(Action::WakeStopped { pid, restop: !before });
+            Phase::Asked { stopped: before }
+        }
+        other => other,
+    }
+}
+
+/// What one process does in a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saving {
+    /// It stands still and is being read.
+    Capturing,
+    /// Its image's content is fixed.
+    Snapped,
+    /// Its image is complete.
+    Written(u64),
+}
+
+/// Where a capture stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Captured {
+    /// Some are being read.
+    Capturing,
+    /// All contents are fixed: thaw.
+    Snapped,
+    /// All images are complete; with HOLD, this is the time to thaw.
+    Written {
+        /// Bytes of all images.
+        bytes: u64,
+    },
+}
+
+/// The capture of a job.
+#[derive(Debug)]
+pub struct Capture {
+    members: BTreeMap<Pid, Saving>,
+}
+
+/// Something that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("process {0} has reported what it was not asked for")]
+pub struct Unexpected(pub Pid);
+
+impl Capture {
+    /// Begins a capture of `members`, which are frozen.
+    #[must_use]
+    pub fn new(members: &BTreeSet<Pid>) -> Self {
+        Self { members: members.iter().map(|&pid| (pid, Saving::Capturing)).collect() }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> Captured {
+        let mut sum: u64 = 0;
+        let mut state = Captured::Written { bytes: 0 };
+        for saving in self.members.values() {
+            match saving {
+                Saving::Capturing => return Captured::Capturing,
+                Saving::Snapped => state = Captured::Snapped,
+                Saving::Written(bytes) => sum = sum.saturating_add(*bytes),
+            }
+        }
+        if state == Captured::Snapped { state } else { Captured::Written { bytes: sum } }
+    }
+
+    /// A manager has said `Snapped`.
+    ///
+    /// # Errors
+    ///
+    /// [`Unexpected`]: nothing has changed.
+    pub fn snapped(&mut self, pid: Pid) -> Result<Captured, Unexpected> {
+        self.advance(pid, Saving::Snapped)
+    }
+
+    /// A manager has said `Written`, which implies `Snapped`.
+    ///
+    /// # Errors
+    ///
+    /// [`Unexpected`]: nothing has changed.
+    pub fn written(&mut self, pid: Pid, bytes: u64) -> Result<Captured, Unexpected> {
+        self.advance(pid, Saving::Written(bytes))
+    }
+
+    /// Whether the image of this process is not complete, so that its end matters.
+    #[must_use]
+    pub fn needs(&self, pid: Pid) -> bool {
+        matches!(self.members.get(&pid), Some(Saving::Capturing | Saving::Snapped))
+    }
+
+    /// Bytes of the image of a process, once complete.
+    #[must_use]
+    pub fn bytes_of(&self, pid: Pid) -> Option<u64> {
+        match self.members.get(&pid) {
+            Some(Saving::Written(bytes)) => Some(*bytes),
+            _ => None,
+        }
+    }
+
+    fn advance(&mut self, pid: Pid, to: Saving) -> Result<Captured, Unexpected> {
+        let saving = self.members.get_mut(&pid).ok_or(Unexpected(pid))?;
+        match (*saving, to) {
+            (Saving::Capturing, _) | (Saving::Snapped, Saving::Written(_)) => *saving = to,
+            _ => return Err(Unexpected(pid)),
+        }
+        Ok(self.state())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn seen(pid: i32) -> Seen {
+        Seen { pid: Pid(pid), live: true, stopped: false, connected: false }
+    }
+
+    fn scan(members: &[Seen]) -> Scan {
+        Scan { members: members.to_vec(), strangers: Some(Vec::new()) }
+    }
+
+    fn freeze() -> (Freeze, Instant) {
+        let now = Instant::now();
+        (Freeze::new(now, TIMEOUT), now)
+    }
+
+    #[test]
+    fn a_connected_process_is_told_and_a_silent_one_is_woken_first() {
+        let (mut freeze, now) = freeze();
+        assert!(matches!(freeze.step(now), Step::Scan { .. }));
+        let both = scan(&[Seen { connected: true, ..seen(1) }, seen(2)]);
+        let actions = freeze.scanned(&both, now, now);
+        assert_eq!(actions, [Action::Freeze { pid: Pid(1), stopped: false }, Action::Wake(Pid(2))]);
+        let actions = freeze.connected(Pid(2));
+        assert_eq!(actions, [Action::Freeze { pid: Pid(2), stopped: false }]);
+        freeze.frozen(Pid(1));
+        assert!(matches!(freeze.step(now), Step::Wait(_)));
+        freeze.frozen(Pid(2));
+        assert_eq!(
+            freeze.step(now),
+            Step::Scan { children: true },
+            "a child may have come before the last one froze"
+        );
+        assert!(freeze.scanned(&both, now, now).is_empty());
+        assert_eq!(freeze.step(now), Step::Done);
+        assert_eq!(freeze.members(), BTreeSet::from([Pid(1), Pid(2)]));
+    }
+
+    #[test]
+    fn a_child_that_appears_late_is_frozen_too() {
+        let (mut freeze, now) = freeze();
+        freeze.scanned(&scan(&[seen(1)]), now, now);
+        freeze.connected(Pid(1));
+        freeze.frozen(Pid(1));
+        let actions = freeze.scanned(&scan(&[seen(1), seen(2)]), now, now);
+        assert_eq!(actions, [Action::Wake(Pid(2))]);
+        assert!(matches!(freeze.step(now), Step::Wait(_)));
+    }
+
+    #[test]
+    fn a_process_that_ends_is_not_waited_for() {
+        let (mut freeze, now) = freeze();
+        freeze.scanned(&scan(&[seen(1), seen(2)]), now, now);
+        freeze.connected(Pid(1));
+        freeze.frozen(Pid(1));
+        freeze.lost(Pid(2), now);
+        freeze.scanned(&scan(&[Seen { connected: true, ..seen(1) }]), now, now);
+        assert_eq!(freeze.step(now), Step::Done);
+    }
+
+    #[test]
+    fn a_scan_without_children_completes_nothing() {
+        let (mut freeze, now) = freeze();
+        freeze.scanned(&scan(&[seen(1), seen(2)]), now, now);
+        freeze.connected(Pid(1));
+        freeze.frozen(Pid(1));
+        let quick = Scan { members: vec![seen(1)], strangers: None };
+        freeze.scanned(&quick, now, now);
+        assert_eq!(freeze.step(now), Step::Scan { children: true });
+    }
+
+    #[test]
+    fn a_process_that_executes_is_not_signalled_and_frozen_when_it_is_back() {
+        let (mut freeze, now) = freeze();
+        let connected = Seen { connected: true, ..seen(1) };
+        freeze.scanned(&scan(&[connected]), now, now);
+        freeze.lost(Pid(1), now);
+        let exec = Seen { live: false, ..seen(1) };
+        assert!(freeze.scanned(&scan(&[exec]), now, now).is_empty());
+        assert_eq!(freeze.missing().silent, BTreeSet::from([Pid(1)]));
+        assert_eq!(freeze.connected(Pid(1)), [Action::Freeze { pid: Pid(1), stopped: false }]);
+    }
+
+    #[test]
+    fn a_stopped_process_is_woken_and_its_manager_told_why() {
+        let (mut freeze, now) = freeze();
+        let stopped = Seen { stopped: true, ..seen(1) };
+        let actions = freeze.scanned(&scan(&[stopped]), now, now);
+        assert_eq!(actions, [Action::WakeStopped { pid: Pid(1), restop: false }]);
+        let actions = freeze.connected(Pid(1));
+        assert_eq!(actions, [Action::Freeze { pid: Pid(1), stopped: true }]);
+        let late = Seen { connected: true, ..seen(2) };
+        freeze.scanned(&scan(&[stopped, late]), now, now);
+        let late = Seen { stopped: true, ..late };
+        let actions = freeze.scanned(&scan(&[late]), now, now);
+        let wake = Action::WakeStopped { pid: Pid(2), restop: true };
+        assert_eq!(actions, [wake], "it was stopped after it was told");
+    }
+
+    #[test]
+    fn a_stranger_is_waited_for_until_the_deadline_and_then_named() {
+        let (mut freeze, now) = freeze();
+        let stranger = Stranger { pid: Pid(9), parent: Pid(1) };
+        let mut with = scan(&[seen(1)]);
+        freeze.scanned(&with, now, now);
+        freeze.connected(Pid(1));
+        freeze.frozen(Pid(1));
+        with.strangers = Some(vec![stranger]);
+        freeze.scanned(&with, now, now);
+        assert!(matches!(freeze.step(now), Step::Wait(_)));
+        assert_eq!(freeze.step(now + TIMEOUT), Step::TimedOut);
+        assert_eq!(freeze.missing().strangers, BTreeSet::from([stranger]));
+        with.strangers = Some(Vec::new());
+        freeze.scanned(&with, now, now);
+        assert_eq!(freeze.step(now), Step::Done, "it has ended");
+    }
+
+    #[test]
+    fn scans_become_rarer_while_nothing_happens() {
+        let (mut freeze, mut now) = freeze();
+        let all = scan(&[seen(1)]);
+        freeze.scanned(&all, now, now);
+        let mut last = Duration::ZERO;
+        for _ in 0..8 {
+            let Step::Wait(until) = freeze.step(now) else { panic!("nothing has happened") };
+            assert!(until - now >= last);
+            last = until - now;
+            now = until;
+            freeze.scanned(&all, now, now);
+        }
+        assert_eq!(last, SCAN_LATEST);
+    }
+
+    #[test]
+    fn a_capture_thaws_when_all_have_snapped_and_ends_when_all_are_written() {
+        let mut capture = Capture::new(&BTreeSet::from([Pid(1), Pid(2)]));
+        assert_eq!(capture.snapped(Pid(1)), Ok(Captured::Capturing));
+        assert_eq!(capture.written(Pid(1), 5), Ok(Captured::Capturing));
+        assert_eq!(capture.snapped(Pid(1)), Err(Unexpected(Pid(1))));
+        assert_eq!(capture.snapped(Pid(3)), Err(Unexpected(Pid(3))));
+        assert_eq!(capture.snapped(Pid(2)), Ok(Captured::Snapped));
+        assert!(capture.needs(Pid(2)) && !capture.needs(Pid(1)));
+        assert_eq!(capture.written(Pid(2), 7), Ok(Captured::Written { bytes: 12 }));
+    }
+
+    #[test]
+    fn a_held_capture_goes_straight_to_written() {
+        let mut capture = Capture::new(&BTreeSet::from([Pid(1)]));
+        assert_eq!(capture.written(Pid(1), 5), Ok(Captured::Written { bytes: 5 }));
+        assert_eq!(capture.bytes_of(Pid(1)), Some(5));
+    }
+}

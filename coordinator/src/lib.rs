@@ -1,0 +1,28 @@
+//! The coordinator: one daemon for each user and host, which knows the jobs there.
+//!
+//! ```text
+//!  managers, tools ── unix socket ─▶ server ── events ─▶ one task for each job (job, barrier, migrate)
+//!  other coordinators ── TCP ──────▶   │
+//!                                      └── state directory: what the next coordinator finds
+//! ```
+//!
+//! It may die at any moment: programs go on, managers connect to its successor, and that takes up the
+//! jobs from the state directory.
+
+#![deny(unsafe_code)]
+
+pub mod barrier;
+pub mod error;
+pub mod generation;
+mod job;
+mod kernel;
+mod manager;
+mod migrate;
+pub mod options;
+mod process;
+pub mod run;
+pub mod server;
+pub mod state;
+#[cfg(test)]
+mod test_dir;
+mod wire;

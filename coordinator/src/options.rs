@@ -1,0 +1,88 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+/// Keeps the jobs of a user on a host, checkpoints them, and hands them over to other hosts.
+///
+/// ulpm_launch and ulpm_restart start one when it is needed; start it by hand to let it listen for other
+/// hosts, or to run several side by side.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "ulpm_coordinator", version, after_help = ulpm_control::exit::HELP)]
+pub struct Options {
+    /// Socket for tools and programs [default: $XDG_RUNTIME_DIR/ulpm/coordinator.sock, or
+    /// /tmp/ulpm-UID/coordinator.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Address for tools and coordinators of other hosts, such as 0.0.0.0:3490; without a port, 3490.
+    /// Whoever can connect there can run programs as you.
+    #[arg(short = 'n', long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+
+    /// Port for tools and coordinators of other hosts, on all addresses unless --listen names one
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// Directory for what outlives a coordinator [default: where the socket is, or SOCKET.d]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Seconds that a job may take to stop for a checkpoint
+    #[arg(long, value_name = "SECS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub freeze_timeout: u64,
+
+    /// Go to the background when ready
+    #[arg(long)]
+    pub daemon: bool,
+
+    /// Say more; twice for even more
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// The background half of --daemon
+    #[arg(long, hide = true)]
+    pub detached: bool,
+}
+
+impl Options {
+    /// Where to listen for other hosts; `None` is nowhere.
+    #[must_use]
+    pub fn listen(&self) -> Option<String> {
+        match (&self.listen, self.port) {
+            (None, None) => None,
+            (None, Some(port)) => Some(format!("0.0.0.0:{port}")),
+            (Some(listen), port) => {
+                let has_port = listen.rsplit_once(':').is_some_and(|(host, port)| {
+                    port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+                });
+                let port = port.unwrap_or(ulpm_control::place::DEFAULT_PORT);
+                Some(if has_port {
+                    listen.clone()
+                } else if listen.contains(':') && !listen.starts_with('[') {
+                    format!("[{listen}]:{port}")
+                } else {
+                    format!("{listen}:{port}")
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn nothing_listens_unless_it_is_asked_for() {
+        Options::command().debug_assert();
+        let listen = |args: &[&str]| {
+            Options::parse_from(std::iter::once("x").chain(args.iter().copied())).listen()
+        };
+        assert_eq!(listen(&[]), None);
+        assert_eq!(listen(&["-p", "7"]).as_deref(), Some("0.0.0.0:7"));
+        assert_eq!(listen(&["--listen", "b"]).as_deref(), Some("b:3490"));
+        assert_eq!(listen(&["--listen", "b:0"]).as_deref(), Some("b:0"));
+        assert_eq!(listen(&["--listen", "::1", "-p", "7"]).as_deref(), Some("[::1]:7"));
+    }
+}

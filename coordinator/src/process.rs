@@ -1,0 +1,258 @@
+//! What /proc says of processes.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ulpm_protocol::manager::MANAGER_COMM;
+
+/// A line of /proc/PID/stat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    pub(crate) comm: String,
+    pub(crate) state: char,
+    pub(crate) ppid: i32,
+    pub(crate) pgrp: i32,
+    pub(crate) session: i32,
+    pub(crate) threads: u32,
+    /// Ticks since boot.
+    pub(crate) start: u64,
+    /// Pages.
+    pub(crate) rss: u64,
+    /// As from wait(2), for a zombie.
+    pub(crate) exit_code: i32,
+}
+
+impl Stat {
+    /// Reads the line; `None` if it is none.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let (pid, rest) = line.split_once(" (")?;
+        // The name may hold anything, brackets too.
+        let (comm, rest) = rest.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // The first of these is field 3 of proc(5).
+        let field = |number: usize| fields.get(number - 3).copied();
+        Some(Self {
+            pid: pid.parse().ok()?,
+            comm: comm.into(),
+            state: field(3)?.chars().next()?,
+            ppid: field(4)?.parse().ok()?,
+            pgrp: field(5)?.parse().ok()?,
+            session: field(6)?.parse().ok()?,
+            threads: field(20)?.parse().ok()?,
+            start: field(22)?.parse().ok()?,
+            rss: field(24)?.parse().unwrap_or(0),
+            exit_code: field(52).and_then(|code| code.parse().ok()).unwrap_or(0),
+        })
+    }
+
+    /// The process with this id; `None` if there is none.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        Self::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
+    }
+
+    /// Whether nothing is left of it but its status. (A leader that ended before its threads looks like
+    /// a zombie, too.)
+    pub(crate) fn is_zombie(&self) -> bool {
+        matches!(self.state, 'X' | 'x') || (self.state == 'Z' && self.threads <= 1)
+    }
+
+    /// Whether it was stopped by a signal.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state == 'T'
+    }
+}
+
+/// Process ids in /proc.
+pub(crate) fn all_pids() -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(pids)
+}
+
+/// Threads of a process with their states, the leader first.
+pub(crate) fn threads(pid: i32) -> Vec<Stat> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let tids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let stats = tids.filter_map(|tid| {
+        let line = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        Stat::parse(&String::from_utf8_lossy(&line))
+    });
+    let mut stats: Vec<_> = stats.collect();
+    stats.sort_by_key(|stat| (stat.pid != pid, stat.pid));
+    stats
+}
+
+/// Threads of the program, ours left out.
+pub(crate) fn user_threads(pid: i32) -> Vec<Stat> {
+    let ours = |stat: &Stat| stat.comm == MANAGER_COMM && stat.pid != pid;
+    threads(pid)
+        .into_iter()
+        .filter(|stat| !ours(stat) && !matches!(stat.state, 'Z' | 'X'))
+        .collect()
+}
+
+/// How children of processes are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// By asking each thread of the parents; needs CONFIG_PROC_CHILDREN.
+    Parents,
+    /// By asking every process.
+    Everybody,
+}
+
+/// The cheaper way to find the children of processes that have `threads` threads together.
+pub(crate) fn search_for(threads: usize, pids: usize) -> Search {
+    let can = Path::new("/proc/thread-self/children").exists();
+    if can && threads < pids { Search::Parents } else { Search::Everybody }
+}
+
+/// All processes whose parent is one of `parents`.
+pub(crate) fn children(parents: &HashMap<i32, u32>) -> io::Result<Vec<Stat>> {
+    let pids = all_pids()?;
+    let threads: usize = parents.values().map(|&threads| threads as usize).sum();
+    let mut found = Vec::new();
+    match search_for(threads, pids.len()) {
+        Search::Everybody => {
+            found.extend(pids.into_iter().filter_map(Stat::of));
+        }
+        Search::Parents => {
+            for &parent in parents.keys() {
+                let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+                for task in tasks.flatten() {
+                    let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                    let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+                    found.extend(pids.filter_map(Stat::of));
+                }
+            }
+        }
+    }
+    found.retain(|stat| parents.contains_key(&stat.ppid));
+    Ok(found)
+}
+
+/// Whether the process has the file at `path` mapped: the proof that it is a member and no stranger who
+/// was given the id of a dead one.
+///
+/// The device is not compared: the kernel shows another one there than in stat(2) on some file systems.
+///
+/// # Errors
+///
+/// If the kernel does not let us look.
+pub(crate) fn has_mapped(pid: i32, path: &Path) -> io::Result<bool> {
+    let maps = fs::read(format!("/proc/{pid}/maps"))?;
+    let path = path.as_os_str().as_encoded_bytes();
+    if maps.split(|&byte| byte == b'\n').any(|line| line.ends_with(path)) {
+        return Ok(true);
+    }
+    // One that is about to end has no memory any more, and one that is being rebuilt has not all of it
+    // yet: that proves nothing.
+    let exe = fs::read_link(format!("/proc/{pid}/exe"))?;
+    if maps.is_empty() || exe.file_name() == Some("ulpm_restart".as_ref()) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(false)
+}
+
+/// Command line for display; the name in brackets where there is none.
+pub(crate) fn command(pid: i32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+    if !line.is_empty() {
+        let printable = line.chars().map(|c| if c.is_control() { ' ' } else { c });
+        return printable.take(4096).collect();
+    }
+    match Stat::of(pid) {
+        Some(stat) => format!("[{}]", stat.comm),
+        None => format!("process {pid}"),
+    }
+}
+
+/// The beginning of the command line, for messages.
+pub(crate) fn short_command(pid: i32) -> String {
+    let command = command(pid);
+    match command.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &command[..end]),
+        None => command,
+    }
+}
+
+/// The executable, or as much as is known of it.
+pub(crate) fn exe(pid: i32) -> String {
+    match fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(path) => path.display().to_string(),
+        Err(_) => command(pid),
+    }
+}
+
+/// The environment that the process was started with; `None` if it cannot be read, or is empty.
+pub(crate) fn environment(pid: i32) -> Option<HashMap<String, String>> {
+    let environ =
+        fs::read(format!("/proc/{pid}/environ")).ok().filter(|environ| !environ.is_empty())?;
+    let environ = String::from_utf8_lossy(&environ).into_owned();
+    let pairs = environ.split('\0').filter_map(|entry| entry.split_once('='));
+    Some(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// Value of a variable in the environment that the process was started with.
+pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
+    environment(pid)?.remove(name)
+}
+
+/// Current directory and regular files that a process has open, as far as they have names.
+pub(crate) fn open_paths(pid: i32) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    paths.extend(fs::read_link(format!("/proc/{pid}/cwd")));
+    if let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) {
+        for fd in fds.flatten() {
+            let regular = fs::metadata(fd.path()).is_ok_and(|meta| meta.is_file() || meta.is_dir());
+            if regular && let Ok(path) = fs::read_link(fd.path()) {
+                paths.push(path);
+            }
+        }
+    }
+    let special = ["/proc", "/sys", "/dev"];
+    paths.retain(|path| {
+        path.is_absolute()
+            && !special.iter().any(|dir| path.starts_with(dir))
+            && !path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
+    });
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_blanks_does_not_shift_the_fields() {
+        let mut line = String::from("42 (a) b (c) ) T 1 2 3");
+        for number in 7..=52 {
+            line += &format!(" {number}");
+        }
+        let stat = Stat::parse(&line).unwrap();
+        assert_eq!((stat.pid, stat.comm.as_str(), stat.state), (42, "a) b (c) ", 'T'));
+        assert_eq!((stat.ppid, stat.pgrp, stat.session), (1, 2, 3));
+        assert_eq!((stat.threads, stat.start, stat.rss, stat.exit_code), (20, 22, 24, 52));
+        assert!(Stat::parse("42 (a").is_none());
+    }
+
+    #[test]
+    fn this_process_is_found_with_its_child() {
+        let me = std::process::id() as i32;
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let found = children(&HashMap::from([(me, 1000)])).unwrap();
+        let few = children(&HashMap::from([(me, 1)])).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for found in [found, few] {
+            assert!(found.iter().any(|stat| stat.pid == child.id() as i32));
+        }
+        assert!(!Stat::of(me).unwrap().is_zombie());
+    }
+}

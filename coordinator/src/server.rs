@@ -1,0 +1,1007 @@
+//! Sockets: who connects, what they ask, and who answers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use ulpm_control::codec::{self, CodecError};
+use ulpm_control::manifest::check_name;
+use ulpm_control::message::{
+    Checkpointed, JobOpened, Migrated, MovedJob, OpenJob, Policy, Progress, Refusal, Restart,
+    Status, Stream,
+};
+use ulpm_control::{JobId, Reply, Request, exit, host, place};
+use ulpm_protocol::manager;
+use ulpm_protocol::table::{Handover, StreamId};
+
+use crate::error::JobError;
+use crate::generation;
+use crate::job::{Command, Event, Handle, Job, Then};
+use crate::kernel::Mapped;
+use crate::manager::Manager;
+use crate::migrate::{self, Hold, Incoming};
+use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, StateDir};
+use crate::wire;
+
+/// Logs of ended jobs that are kept.
+const OUTPUTS: usize = 32;
+/// Records of ended jobs that are kept.
+const RECORDS: usize = 64;
+/// How often a log is looked at that is followed.
+const FOLLOW: Duration = Duration::from_millis(50);
+
+/// What all tasks share.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) state: StateDir,
+    pub(crate) socket: PathBuf,
+    pub(crate) host: String,
+    pub(crate) deadline: Duration,
+    listen: Mutex<Option<String>>,
+    jobs: Mutex<BTreeMap<JobId, Handle>>,
+    moved: Mutex<BTreeMap<JobId, Moved>>,
+    arrived: Mutex<HashMap<String, Arrived>>,
+    incoming: Mutex<HashMap<String, Incoming>>,
+    quit: Notify,
+}
+
+#[derive(Debug)]
+struct Moved {
+    record: MovedRecord,
+    finished: watch::Sender<Option<Finished>>,
+}
+
+#[derive(Debug)]
+struct Arrived {
+    record: ArrivedRecord,
+    finished: watch::Sender<Option<Finished>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Makes the state of a coordinator, without the jobs that its predecessor left.
+    #[must_use]
+    pub fn new(state: StateDir, socket: PathBuf, deadline: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            socket,
+            host: host::name(),
+            deadline,
+            listen: Mutex::default(),
+            jobs: Mutex::default(),
+            moved: Mutex::default(),
+            arrived: Mutex::default(),
+            incoming: Mutex::default(),
+            quit: Notify::new(),
+        })
+    }
+
+    pub(crate) fn list(&self, handle: Handle) {
+        lock(&self.jobs).insert(handle.id, handle);
+    }
+
+    pub(crate) fn unlist(&self, id: JobId) {
+        lock(&self.jobs).remove(&id);
+    }
+
+    pub(crate) fn job(&self, id: JobId) -> Option<Handle> {
+        lock(&self.jobs).get(&id).cloned()
+    }
+
+    pub(crate) fn incoming(&self) -> MutexGuard<'_, HashMap<String, Incoming>> {
+        lock(&self.incoming)
+    }
+
+    /// Lists a job that was handed over.
+    pub(crate) fn moved_away(&self, record: MovedRecord) {
+        let (finished, _) = watch::channel(record.finished.clone());
+        lock(&self.moved).insert(record.id, Moved { record, finished });
+    }
+
+    /// Records how a job ended that was handed over, and tells whoever waits for it.
+    pub(crate) fn moved_finished(&self, id: JobId, finished: Finished) {
+        let origin = {
+            let mut moved = lock(&self.moved);
+            let Some(moved) = moved.get_mut(&id) else { return };
+            moved.record.finished = Some(finished.clone());
+            if let Err(error) = state::save(&self.state.moved(id), &moved.record) {
+                tracing::warn!("job {}: cannot record its end: {error}", moved.record.name);
+            }
+            moved.finished.send_replace(Some(finished.clone()));
+            moved.record.origin.clone()
+        };
+        if let Some(token) = origin {
+            self.arrived_finished(&token, finished);
+        }
+    }
+
+    /// Starts to ask the target how a job ended that was handed over to it.
+    pub(crate) fn follow_moved(self: &Arc<Self>, id: JobId) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let record = lock(&shared.moved).get(&id).map(|moved| moved.record.clone());
+            let Some(record) = record else { return };
+            let finished = migrate::follow(&record).await;
+            tracing::info!(
+                "job {}, which went to {}, has ended: {finished:?}",
+                record.name,
+                record.target
+            );
+            shared.moved_finished(id, finished);
+        });
+    }
+
+    /// Lists a job that came here.
+    pub(crate) fn arrived(&self, record: ArrivedRecord) {
+        let (finished, _) = watch::channel(record.finished.clone());
+        lock(&self.arrived).insert(record.token.clone(), Arrived { record, finished });
+    }
+
+    /// Records how a job ended that came here; what is said first counts.
+    pub(crate) fn arrived_finished(&self, token: &str, finished: Finished) {
+        let mut arrived = lock(&self.arrived);
+        let Some(arrived) = arrived.get_mut(token) else { return };
+        if arrived.record.finished.is_some() {
+            return;
+        }
+        arrived.record.finished = Some(finished.clone());
+        if let Err(error) = state::save(&self.state.arrived(token), &arrived.record) {
+            tracing::warn!("job {}: cannot record its end: {error}", arrived.record.name);
+        }
+        arrived.finished.send_replace(Some(finished));
+    }
+
+    /// Takes up what the last coordinator has left.
+    pub fn take_up(self: &Arc<Self>) {
+        let mut metas: Vec<JobMeta> = self.state.records("jobs");
+        metas.sort_by_key(|meta| meta.id);
+        let mut moved: Vec<MovedRecord> = self.state.records("moved");
+        moved.sort_by_key(|record| record.id);
+        for meta in metas {
+            let _ = generation::remove_dead(&meta.policy.ckpt_dir.join(&meta.name));
+            self.take_up_job(meta, &mut moved);
+        }
+        let surplus = moved.len().saturating_sub(RECORDS);
+        for (number, record) in moved.into_iter().enumerate() {
+            if record.finished.is_some() && number < surplus {
+                let _ = std::fs::remove_file(self.state.moved(record.id));
+                continue;
+            }
+            let (id, open) = (record.id, record.finished.is_none());
+            self.moved_away(record);
+            if open {
+                self.follow_moved(id);
+            }
+        }
+        let mut arrived: Vec<ArrivedRecord> = self.state.records("arrived");
+        arrived.sort_by_key(|record| record.job);
+        let surplus = arrived.len().saturating_sub(RECORDS);
+        for (number, record) in arrived.into_iter().enumerate() {
+            if record.finished.is_some() && number < surplus {
+                let _ = std::fs::remove_file(self.state.arrived(&record.token));
+                continue;
+            }
+            let (id, name, token) = (record.job, record.name.clone(), record.token.clone());
+            let open = record.finished.is_none();
+            self.arrived(record);
+            let went_on = lock(&self.moved)
+                .values()
+                .any(|moved| moved.record.origin.as_ref() == Some(&token));
+            if open && self.job(id).is_none() && !went_on {
+                let text = format!("how job {name} ended on {} is not known", self.host);
+                self.arrived_finished(&token, Finished { status: None, text });
+            }
+        }
+        let living = |id| self.job(id).is_some();
+        self.state.forget_old_outputs(&living, OUTPUTS);
+        self.remove_stray_tables();
+    }
+
+    fn take_up_job(self: &Arc<Self>, meta: JobMeta, moved: &mut Vec<MovedRecord>) {
+        let path = self.state.table(meta.id);
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+        let table = match file.and_then(Mapped::open) {
+            Ok(table) => table,
+            Err(error) => {
+                tracing::warn!(
+                    "job {}: its table {} is of no use: {error}",
+                    meta.name,
+                    path.display()
+                );
+                let _ = std::fs::remove_file(&path);
+                let _ = std::fs::remove_file(self.state.meta(meta.id));
+                return;
+            }
+        };
+        let handover = table.table().handover();
+        let (id, name) = (meta.id, meta.name.clone());
+        if handover != Handover::Committed && moved.iter().any(|record| record.id == id) {
+            // The last coordinator died between its record and its decision.
+            moved.retain(|record| record.id != id);
+            let _ = std::fs::remove_file(self.state.moved(id));
+        }
+        let handle = Job::start(self, meta, table, false);
+        tracing::info!("job {name} ({id}) is taken up, hand-over {handover:?}");
+        if handover != Handover::None {
+            // Its processes end by themselves; this makes sure.
+            let (sender, _) = oneshot::channel();
+            let _ = handle.events.send(Event::Command(Command::Abandon(sender)));
+        }
+    }
+
+    fn remove_stray_tables(&self) {
+        let Ok(entries) = std::fs::read_dir(self.state.path().join("jobs")) else { return };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let is_table = path.extension().is_some_and(|extension| extension == "table");
+            if is_table && !path.with_extension("json").exists() {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+
+    /// The jobs that are named; the only one if none is.
+    fn resolve(&self, names: &[String]) -> Result<Vec<Handle>, Refusal> {
+        let jobs = lock(&self.jobs);
+        let refuse = |code, text: String| Err(Refusal { code, chain: vec![text] });
+        if names.is_empty() {
+            let mut all = jobs.values();
+            return match (all.next(), all.next()) {
+                (Some(only), None) => Ok(vec![only.clone()]),
+                (None, _) => refuse(exit::NO_INPUT, "no job runs here".into()),
+                _ => {
+                    let list: Vec<_> =
+                        jobs.values().map(|job| format!("{} ({})", job.name, job.id)).collect();
+                    refuse(
+                        exit::USAGE,
+                        format!("several jobs run here, name one: {}", list.join(", ")),
+                    )
+                }
+            };
+        }
+        let mut found: Vec<Handle> = Vec::new();
+        for name in names {
+            let id = name.parse().ok().map(JobId);
+            let job = jobs.values().find(|job| job.name == *name || Some(job.id) == id);
+            let Some(job) = job else {
+                let list: Vec<_> = jobs.values().map(|job| job.name.as_str()).collect();
+                let have = if list.is_empty() {
+                    "none runs".into()
+                } else {
+                    format!("there are {}", list.join(", "))
+                };
+                return refuse(exit::NO_INPUT, format!("no job {name} runs here; {have}"));
+            };
+            if found.iter().all(|other| other.id != job.id) {
+                found.push(job.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// A name for a job that has none, and a directory for its checkpoints that nobody else has.
+    fn invent_name(&self, argv: &[String], ckpt_dir: &Path) -> Result<String, Refusal> {
+        let program = argv.first().map(String::as_str).unwrap_or_default();
+        let base =
+            Path::new(program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let clean: String = base
+            .chars()
+            .map(|c| if c.is_control() || c.is_whitespace() { '_' } else { c })
+            .take(64)
+            .collect();
+        let clean = clean.trim_start_matches(['.', '-']);
+        let clean = if clean.is_empty() { "job" } else { clean };
+        let cannot = |error: io::Error| Refusal {
+            code: exit::CANT_CREATE,
+            chain: vec![
+                format!(
+                    "cannot use {} for checkpoints; choose another with --ckpt-dir",
+                    ckpt_dir.display()
+                ),
+                error.to_string(),
+            ],
+        };
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
+        builder.create(ckpt_dir).map_err(cannot)?;
+        builder.recursive(false);
+        for number in 1..=1_000_000 {
+            let name = format!("{clean}-{number}");
+            if lock(&self.jobs).values().any(|job| job.name == name) {
+                continue;
+            }
+            match builder.create(ckpt_dir.join(&name)) {
+                Ok(()) => return Ok(name),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(cannot(error)),
+            }
+        }
+        Err(cannot(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Makes a job with a fresh table.
+    fn create(
+        self: &Arc<Self>,
+        id: JobId,
+        meta: JobMeta,
+        stdio: [Stream; 3],
+        restarted: bool,
+        pending: bool,
+    ) -> Result<(Handle, JobOpened), Refusal> {
+        use std::os::unix::ffi::OsStrExt;
+        let refuse = |text: String, error: io::Error| Refusal {
+            code: exit::OS,
+            chain: vec![text, error.to_string()],
+        };
+        let preload = place::find(place::PRELOAD).map_err(|error| Refusal {
+            code: exit::UNAVAILABLE,
+            chain: ulpm_control::chain(&error),
+        })?;
+        if preload
+            .as_os_str()
+            .as_bytes()
+            .iter()
+            .any(|byte| byte.is_ascii_whitespace() || *byte == b':')
+        {
+            return Err(Refusal {
+                code: exit::CONFIG,
+                chain: vec![format!(
+                    "{} cannot be preloaded: its path holds a blank or a colon; install ULPM elsewhere",
+                    preload.display()
+                )],
+            });
+        }
+        let path = self.state.table(id);
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(
+            options.read(true).write(true).create_new(true),
+            0o600,
+        );
+        let paths = [&self.socket, &preload, &path].map(|path| path.as_os_str().as_bytes());
+        let ids = stdio.map(|s| StreamId { dev: s.dev, ino: s.ino, open: u64::from(s.open) });
+        let table = options
+            .open(&path)
+            .and_then(|file| Mapped::create(file, id.0, meta.policy.ckpt_signal, ids, paths))
+            .map_err(|error| {
+                let _ = std::fs::remove_file(&path);
+                refuse(format!("cannot make the job table {}", path.display()), error)
+            })?;
+        if restarted {
+            table.table().header().restarted.store(1, std::sync::atomic::Ordering::Release);
+        }
+        if pending {
+            table.table().set_handover(Handover::Pending);
+        }
+        if let Err(error) = state::save(&self.state.meta(id), &meta) {
+            let _ = std::fs::remove_file(&path);
+            return Err(refuse("cannot record the job".into(), error));
+        }
+        let name = meta.name.clone();
+        tracing::info!("job {name} ({id}) is opened: {}", meta.argv.join(" "));
+        let handle = Job::start(self, meta, table, true);
+        Ok((handle, JobOpened { job: id, name, table: path, preload }))
+    }
+
+    fn open(self: &Arc<Self>, ask: OpenJob) -> Result<(Handle, JobOpened), Refusal> {
+        if let Some(name) = &ask.join {
+            let job = self.resolve(std::slice::from_ref(name))?.remove(0);
+            let preload = place::find(place::PRELOAD).map_err(|error| Refusal {
+                code: exit::UNAVAILABLE,
+                chain: ulpm_control::chain(&error),
+            })?;
+            let table = self.state.table(job.id);
+            let opened = JobOpened { job: job.id, name: job.name.clone(), table, preload };
+            return Ok((job, opened));
+        }
+        let name = match ask.name {
+            Some(name) => {
+                check_name(&name)
+                    .map_err(|text| Refusal { code: exit::USAGE, chain: vec![text] })?;
+                if lock(&self.jobs).values().any(|job| job.name == name) {
+                    let text =
+                        format!("a job {name} runs already: choose another name, or --join it");
+                    return Err(Refusal { code: exit::USAGE, chain: vec![text] });
+                }
+                name
+            }
+            None => self.invent_name(&ask.argv, &ask.policy.ckpt_dir)?,
+        };
+        let id = self.new_id()?;
+        let meta = JobMeta {
+            id,
+            name,
+            argv: ask.argv,
+            cwd: ask.cwd,
+            policy: ask.policy,
+            root: None,
+            origin: None,
+        };
+        self.create(id, meta, ask.stdio, false, false)
+    }
+
+    fn new_id(&self) -> Result<JobId, Refusal> {
+        self.state.next_id().map_err(|error| Refusal {
+            code: exit::OS,
+            chain: vec!["cannot record a new job".into(), error.to_string()],
+        })
+    }
+
+    /// A name for a restarted job: its own, unless a living job has that.
+    fn free_name(&self, wanted: &str) -> String {
+        let jobs = lock(&self.jobs);
+        let taken = |name: &str| jobs.values().any(|job| job.name == name);
+        if !taken(wanted) {
+            return wanted.into();
+        }
+        // a-1, a-1.2, a-1.3: the copies of one checkpoint.
+        let mut number = 2;
+        loop {
+            let name = format!("{wanted}.{number}");
+            if !taken(&name) {
+                return name;
+            }
+            number += 1;
+        }
+    }
+
+    fn status(&self, jobs: Vec<ulpm_control::message::Job>) -> Status {
+        let moved = lock(&self.moved);
+        let open = moved.values().filter(|moved| moved.record.finished.is_none());
+        Status {
+            host: self.host.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            socket: self.socket.clone(),
+            listen: lock(&self.listen).clone(),
+            jobs,
+            moved: open
+                .map(|moved| MovedJob {
+                    id: moved.record.id,
+                    name: moved.record.name.clone(),
+                    host: moved.record.target.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// The job whose log is meant, living or not.
+    fn output_of(&self, name: Option<&str>) -> Result<JobId, Refusal> {
+        let Some(name) = name else {
+            return Ok(self.resolve(&[])?.remove(0).id);
+        };
+        if let Ok(found) = self.resolve(&[name.to_owned()]) {
+            return Ok(found[0].id);
+        }
+        let id = name.parse().ok().map(JobId);
+        let arrived = lock(&self.arrived);
+        let records = arrived.values().map(|arrived| &arrived.record);
+        let named =
+            records.filter(|record| record.name == name || Some(record.job) == id).map(|r| r.job);
+        named.max().ok_or_else(|| Refusal {
+            code: exit::NO_INPUT,
+            chain: vec![format!("no job {name} has come here by migration")],
+        })
+    }
+}
+
+/// Serves until somebody asks for the end.
+///
+/// # Errors
+///
+/// When the sockets cannot be made.
+pub async fn serve(
+    shared: &Arc<Shared>,
+    unix: UnixListener,
+    tcp: Option<TcpListener>,
+) -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    if let Some(tcp) = &tcp {
+        let address = tcp.local_addr()?;
+        tracing::warn!(
+            "listening on {address}: whoever can connect there can run programs as this user"
+        );
+        *lock(&shared.listen) = Some(address.to_string());
+    }
+    let accept_tcp = async || match &tcp {
+        Some(tcp) => tcp.accept().await,
+        None => std::future::pending().await,
+    };
+    let me = nix::unistd::geteuid().as_raw();
+    loop {
+        tokio::select! {
+            accepted = unix.accept() => match accepted {
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(peer) if peer.uid() == me || peer.uid() == 0 => {
+                        tokio::spawn(serve_unix(Arc::clone(shared), stream));
+                    }
+                    Ok(peer) => tracing::warn!("user {} was turned away", peer.uid()),
+                    Err(error) => tracing::warn!("who connects is not known: {error}"),
+                },
+                Err(error) => out_of_descriptors(&error).await,
+            },
+            accepted = accept_tcp() => match accepted {
+                Ok((stream, from)) => {
+                    tracing::debug!("{from} connects");
+                    let _ = stream.set_nodelay(true);
+                    keep_alive(&stream);
+                    tokio::spawn(serve_tcp(Arc::clone(shared), stream));
+                }
+                Err(error) => out_of_descriptors(&error).await,
+            },
+            () = shared.quit.notified() => break,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("the coordinator ends; programs go on");
+    Ok(())
+}
+
+async fn out_of_descriptors(error: &io::Error) {
+    tracing::warn!("cannot accept a connection: {error}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// Lets the kernel find out when the other host has gone.
+pub(crate) fn keep_alive(stream: &TcpStream) {
+    let set = setsockopt(stream, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &10))
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &5))
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &4));
+    if let Err(error) = set {
+        tracing::debug!("no keep-alive: {error}");
+    }
+}
+
+async fn serve_unix(shared: Arc<Shared>, mut stream: UnixStream) {
+    let mut first = [0; 4];
+    if stream.read_exact(&mut first).await.is_err() {
+        return;
+    }
+    if first == codec::MAGIC {
+        let (mut reader, mut writer) = stream.into_split();
+        match wire::read_after(&mut reader, first).await {
+            Ok(request) => serve_tool(&shared, &mut reader, &mut writer, request).await,
+            Err(error) => refuse_frame(&mut writer, &error).await,
+        }
+    } else {
+        serve_manager(&shared, Manager::new(stream), first).await;
+    }
+}
+
+async fn serve_tcp(shared: Arc<Shared>, mut stream: TcpStream) {
+    match wire::read(&mut stream).await {
+        Ok(Request::Offer(offer)) => migrate::receive(&shared, stream, *offer).await,
+        Ok(Request::Image { token, virt }) => {
+            migrate::receive_image_of(&shared, &token, virt, stream).await;
+        }
+        Ok(request) => {
+            let (mut reader, mut writer) = stream.into_split();
+            serve_tool(&shared, &mut reader, &mut writer, request).await;
+        }
+        Err(error) => refuse_frame(&mut stream, &error).await,
+    }
+}
+
+async fn refuse_frame(writer: &mut (impl AsyncWrite + Unpin), error: &CodecError) {
+    if !matches!(error, CodecError::Closed) {
+        tracing::debug!("a connection is of no use: {error}");
+        let refusal = Refusal { code: exit::PROTOCOL, chain: ulpm_control::chain(error) };
+        let _ = wire::write(writer, &Reply::Error(refusal)).await;
+    }
+}
+
+async fn serve_manager(shared: &Shared, manager: Manager, first: [u8; 4]) {
+    let hello = match manager.hello(first).await {
+        Ok(Some(hello)) => hello,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::warn!("a manager is not understood: {error}");
+            return;
+        }
+    };
+    if hello.version != manager::VERSION {
+        tracing::warn!(
+            "the manager of process {} speaks version {} and this is version {}",
+            hello.real,
+            hello.version,
+            manager::VERSION
+        );
+        return;
+    }
+    let Some(job) = shared.job(JobId(hello.job)) else {
+        tracing::debug!("process {} belongs to job {}, which is not known", hello.real, hello.job);
+        return;
+    };
+    let (pid, conn) = (hello.real, manager.id);
+    if job.events.send(Event::Connected { hello, manager: manager.clone() }).is_err() {
+        return;
+    }
+    loop {
+        let event = match manager.next().await {
+            Ok(Some(said)) => Event::Said { pid, conn, said },
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!("the connection of process {pid} broke: {error}");
+                break;
+            }
+        };
+        if job.events.send(event).is_err() {
+            return;
+        }
+    }
+    let _ = job.events.send(Event::Lost { pid, conn });
+}
+
+/// A tool's connection: what it has to do with jobs while it lasts.
+#[derive(Default)]
+struct Session {
+    launched: Vec<Handle>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for job in &self.launched {
+            let _ = job.events.send(Event::Command(Command::LauncherWent));
+        }
+    }
+}
+
+async fn serve_tool(
+    shared: &Arc<Shared>,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    first: Request,
+) {
+    let mut session = Session::default();
+    let mut request = first;
+    loop {
+        let answered = answer(shared, &mut session, reader, writer, request).await;
+        if let Err(error) = answered {
+            tracing::debug!("a tool's connection ended: {error}");
+            return;
+        }
+        request = match wire::read(reader).await {
+            Ok(request) => request,
+            Err(error) => {
+                refuse_frame(writer, &error).await;
+                return;
+            }
+        };
+    }
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    session: &mut Session,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    request: Request,
+) -> Result<(), CodecError> {
+    let reply = match request {
+        Request::OpenJob(ask) => match shared.open(ask) {
+            Ok((job, opened)) => {
+                let _ = job.events.send(Event::Command(Command::LauncherCame));
+                session.launched.push(job);
+                Reply::JobOpened(opened)
+            }
+            Err(refusal) => Reply::Error(refusal),
+        },
+        Request::JobStarted { job, pid } => {
+            if let Some(job) = shared.job(job) {
+                let _ = job.events.send(Event::Command(Command::Started { pid }));
+            }
+            return Ok(());
+        }
+        Request::JobExited { job, status } => {
+            if let Some(job) = shared.job(job) {
+                let _ = job.ask(|answer| Command::Exited { status, answer }).await;
+            }
+            Reply::Done
+        }
+        Request::Outcome { job } => return outcome(shared, job, writer).await,
+        Request::Restart(ask) => return restart(shared, ask, session, reader, writer).await,
+        Request::RestartFailed { .. } => Reply::Done,
+        Request::Status => {
+            let handles: Vec<_> = lock(&shared.jobs).values().cloned().collect();
+            let mut jobs = Vec::new();
+            for handle in handles {
+                jobs.extend(handle.ask(Command::Describe).await);
+            }
+            Reply::Status(shared.status(jobs))
+        }
+        Request::Kill { jobs } => on_each(shared, &jobs, Command::Kill).await,
+        Request::Interval { secs, jobs } => {
+            let interval = Some(secs).filter(|&secs| secs > 0);
+            on_each(shared, &jobs, |answer| Command::SetInterval(interval, answer)).await
+        }
+        Request::Checkpoint { jobs, keep, freeze_until_durable, kill } => {
+            let then = match (kill, freeze_until_durable) {
+                (true, _) => Then::End,
+                (false, true) => Then::GoOnWhenDurable,
+                (false, false) => Then::GoOn,
+            };
+            let command = |progress, answer| Command::Checkpoint { keep, then, progress, answer };
+            match on_all::<Checkpointed>(shared, &jobs, writer, command).await? {
+                Ok(done) => Reply::Checkpointed(done),
+                Err(refusal) => Reply::Error(refusal),
+            }
+        }
+        Request::Migrate { target, jobs, keep_images, force } => {
+            let command = |progress, answer| Command::Migrate {
+                target: target.clone(),
+                keep_images,
+                force,
+                progress,
+                answer,
+            };
+            match on_all::<Migrated>(shared, &jobs, writer, command).await? {
+                Ok(done) => Reply::Migrated(done),
+                Err(refusal) => Reply::Error(refusal),
+            }
+        }
+        Request::Output { job, offset, follow } => match shared.output_of(job.as_deref()) {
+            Ok(id) => output(shared, id, offset, follow, writer).await?,
+            Err(refusal) => Reply::Error(refusal),
+        },
+        Request::Quit => {
+            let handles: Vec<_> = lock(&shared.jobs).values().cloned().collect();
+            let mut busy = Vec::new();
+            for handle in handles {
+                let job = handle.ask(Command::Describe).await;
+                busy.extend(
+                    job.filter(|job| !matches!(job.state.as_str(), "running" | "starting")),
+                );
+            }
+            match busy.first() {
+                Some(job) => Reply::Error(Refusal {
+                    code: exit::TEMPORARY,
+                    chain: vec![format!(
+                        "job {} is {}: try again when that is done",
+                        job.name, job.state
+                    )],
+                }),
+                None => {
+                    wire::write(writer, &Reply::Done).await?;
+                    shared.quit.notify_one();
+                    return Ok(());
+                }
+            }
+        }
+        Request::Follow { token } => {
+            let waiting =
+                lock(&shared.arrived).get(&token).map(|arrived| arrived.finished.subscribe());
+            match waiting {
+                Some(waiting) => finished(waiting, reader).await?,
+                None => Reply::Error(Refusal {
+                    code: exit::NO_INPUT,
+                    chain: vec!["no job has come here by that hand-over".into()],
+                }),
+            }
+        }
+        Request::Offer(_) | Request::Image { .. } => Reply::Error(Refusal {
+            code: exit::PROTOCOL,
+            chain: vec!["jobs come over TCP only".into()],
+        }),
+    };
+    wire::write(writer, &reply).await
+}
+
+/// Waits until a job has ended elsewhere, or the other side goes.
+async fn finished(
+    mut waiting: watch::Receiver<Option<Finished>>,
+    reader: &mut (impl AsyncRead + Unpin),
+) -> Result<Reply, CodecError> {
+    let mut byte = [0];
+    tokio::select! {
+        done = waiting.wait_for(Option::is_some) => {
+            let done = done.map(|done| done.clone()).ok().flatten().unwrap_or_default();
+            Ok(Reply::Finished { status: done.status, text: done.text })
+        }
+        // Nothing is to be said while one waits.
+        _ = reader.read(&mut byte) => Err(CodecError::Closed),
+    }
+}
+
+async fn outcome(
+    shared: &Arc<Shared>,
+    id: JobId,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CodecError> {
+    let moved = lock(&shared.moved)
+        .get(&id)
+        .map(|moved| (moved.record.target.clone(), moved.finished.subscribe()));
+    let Some((host, mut waiting)) = moved else {
+        return wire::write(writer, &Reply::Ended).await;
+    };
+    wire::write(writer, &Reply::Moved { host }).await?;
+    let done = waiting.wait_for(Option::is_some).await.map(|done| done.clone()).ok().flatten();
+    let done = done.unwrap_or_default();
+    wire::write(writer, &Reply::Finished { status: done.status, text: done.text }).await
+}
+
+async fn on_each(
+    shared: &Shared,
+    names: &[String],
+    command: impl Fn(oneshot::Sender<Result<(), JobError>>) -> Command,
+) -> Reply {
+    let jobs = match shared.resolve(names) {
+        Ok(jobs) => jobs,
+        Err(refusal) => return Reply::Error(refusal),
+    };
+    for job in jobs {
+        if let Some(Err(error)) = job.ask(&command).await {
+            return Reply::Error(error.refusal());
+        }
+    }
+    Reply::Done
+}
+
+/// Does something with several jobs at once, and reports on the way. The first error counts.
+async fn on_all<T>(
+    shared: &Shared,
+    names: &[String],
+    writer: &mut (impl AsyncWrite + Unpin),
+    command: impl Fn(mpsc::UnboundedSender<Progress>, oneshot::Sender<Result<T, JobError>>) -> Command,
+) -> Result<Result<Vec<T>, Refusal>, CodecError> {
+    let jobs = match shared.resolve(names) {
+        Ok(jobs) => jobs,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let (progress, mut reports) = mpsc::unbounded_channel();
+    let mut answers = Vec::new();
+    for job in &jobs {
+        let (sender, answer) = oneshot::channel();
+        let _ = job.events.send(Event::Command(command(progress.clone(), sender)));
+        answers.push((job.name.clone(), answer));
+    }
+    drop(progress);
+    // Ends when every job has dropped its sender.
+    let mut broken = None;
+    while let Some(report) = reports.recv().await {
+        if broken.is_none() {
+            broken = wire::write(writer, &Reply::Progress(report)).await.err();
+        }
+    }
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    let mut done = Vec::new();
+    let mut first_error = None;
+    for (name, answer) in answers {
+        match answer.await.unwrap_or(Err(JobError::Empty(name))) {
+            Ok(result) => done.push(result),
+            Err(error) => first_error = first_error.or(Some(error.refusal())),
+        }
+    }
+    Ok(first_error.map_or(Ok(done), Err))
+}
+
+async fn output(
+    shared: &Shared,
+    id: JobId,
+    offset: u64,
+    follow: bool,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<Reply, CodecError> {
+    use tokio::io::AsyncSeekExt;
+    let path = shared.state.output(id);
+    let mut file = match tokio::fs::File::open(&path).await {
+        Ok(file) => file,
+        Err(error) => {
+            return Ok(Reply::Error(Refusal {
+                code: exit::NO_INPUT,
+                chain: vec![
+                    format!("job {id} has no log: its output goes to where it was started"),
+                    error.to_string(),
+                ],
+            }));
+        }
+    };
+    file.seek(io::SeekFrom::Start(offset)).await?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let living = shared.job(id).is_some();
+        loop {
+            let len = file.read(&mut buffer).await?;
+            if len == 0 {
+                break;
+            }
+            wire::write(writer, &Reply::Output(buffer[..len].to_vec())).await?;
+        }
+        if !follow || !living {
+            return Ok(Reply::Done);
+        }
+        tokio::time::sleep(FOLLOW).await;
+    }
+}
+
+async fn restart(
+    shared: &Arc<Shared>,
+    ask: Restart,
+    session: &mut Session,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CodecError> {
+    let refuse = |code, text: String| Reply::Error(Refusal { code, chain: vec![text] });
+    if let Err(text) = check_name(&ask.name) {
+        return wire::write(writer, &refuse(exit::DATA, text)).await;
+    }
+    let hold = match &ask.hold_token {
+        Some(token) => match migrate::take_hold(shared, token) {
+            Some(hold) => Some((token.clone(), hold)),
+            None => {
+                let text = "the migration that this restart is part of was given up".into();
+                return wire::write(writer, &refuse(exit::TEMPORARY, text)).await;
+            }
+        },
+        None => None,
+    };
+    let id = match &hold {
+        Some((_, hold)) => Ok(hold.id),
+        None => shared.new_id(),
+    };
+    let created = id.and_then(|id| {
+        let policy = Policy { keep: ask.policy.keep, ..ask.policy.clone() };
+        let meta = JobMeta {
+            id,
+            name: shared.free_name(&ask.name),
+            argv: ask.argv.clone(),
+            cwd: ask.cwd.clone(),
+            policy,
+            root: Some(ask.root),
+            origin: hold.as_ref().map(|(token, _)| token.clone()),
+        };
+        shared.create(id, meta, ask.stdio, true, hold.is_some())
+    });
+    let (job, opened) = match created {
+        Ok(created) => created,
+        Err(refusal) => return wire::write(writer, &Reply::Error(refusal)).await,
+    };
+    tracing::info!("job {} is generation {} of {}", opened.name, ask.generation, ask.name);
+    let ready = hold.map(|(_, Hold { ready, .. })| ready);
+    let (sender, restored) = oneshot::channel();
+    let command = Command::Restored { members: ask.members, ready, answer: sender };
+    let _ = job.events.send(Event::Command(command));
+    if let Err(error) = wire::write(writer, &Reply::JobOpened(opened)).await {
+        let _ = job.ask(Command::Abandon).await;
+        return Err(error);
+    }
+    tokio::select! {
+        biased;
+        done = restored => match done {
+            Ok(Ok(())) => {
+                let _ = job.events.send(Event::Command(Command::LauncherCame));
+                session.launched.push(job);
+                wire::write(writer, &Reply::Running).await
+            }
+            Ok(Err(error)) => wire::write(writer, &Reply::Error(error.refusal())).await,
+            Err(_) => wire::write(writer, &refuse(exit::FAILED, "the restart was given up".into())).await,
+        },
+        request = wire::read::<Request>(reader) => {
+            let _ = job.ask(Command::Abandon).await;
+            match request {
+                Ok(Request::RestartFailed { text }) => {
+                    tracing::warn!("a restart failed: {text}");
+                    wire::write(writer, &Reply::Done).await
+                }
+                Ok(_) => {
+                    let text = "a restart is not complete, and nothing else can be asked".into();
+                    wire::write(writer, &refuse(exit::PROTOCOL, text)).await
+                }
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
