@@ -1,0 +1,256 @@
+//! A host: a coordinator, and where permitted a network namespace around it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
+
+use crate::process::kill_hard;
+use crate::{DEADLINE, Result, until};
+
+/// One host of a lab.
+#[derive(Debug)]
+pub struct Host {
+    /// `a` or `b`.
+    pub name: String,
+    /// The coordinator's socket.
+    pub socket: PathBuf,
+    /// The coordinator's state directory.
+    pub state_dir: PathBuf,
+    namespace: Option<String>,
+    /// Where the coordinator listens for others; with port 0 until it runs.
+    listen: Mutex<String>,
+    log: PathBuf,
+    coordinator: Mutex<Option<Child>>,
+    lab: PathBuf,
+    bin: PathBuf,
+}
+
+/// Runs `ip` with these arguments.
+fn ip(arguments: &str) -> Result {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr)).into())
+    }
+}
+
+impl Host {
+    /// Hosts on the loopback, told apart by port.
+    pub(crate) fn on_loopback(lab: &Path, bin: &Path, count: usize) -> Result<Vec<Self>> {
+        ["a", "b"]
+            .iter()
+            .take(count)
+            .map(|name| Self::new(lab, bin, name, None, "127.0.0.1:0"))
+            .collect()
+    }
+
+    /// Two network namespaces with a cable between them. The error says why there are none.
+    pub(crate) fn in_namespaces(lab: &Path, bin: &Path) -> Result<Vec<Self>> {
+        if !crate::is_root() {
+            return Err("not root".into());
+        }
+        let id = std::process::id();
+        let name = |host: &str| format!("ulpm-{id}-{host}");
+        let hosts = [
+            Self::new(lab, bin, "a", Some(name("a")), "10.90.0.1:0")?,
+            Self::new(lab, bin, "b", Some(name("b")), "10.90.0.2:0")?,
+        ];
+        let (a, b) = (name("a"), name("b"));
+        // What is made before a step fails goes with `hosts`.
+        ip(&format!("netns add {a}"))?;
+        ip(&format!("netns add {b}"))?;
+        ip(&format!("-n {a} link add eth0 type veth peer name eth0 netns {b}"))?;
+        for (namespace, address) in [(&a, "10.90.0.1/24"), (&b, "10.90.0.2/24")] {
+            ip(&format!("-n {namespace} address add {address} dev eth0"))?;
+            ip(&format!("-n {namespace} link set eth0 up"))?;
+            ip(&format!("-n {namespace} link set lo up"))?;
+        }
+        Ok(hosts.into())
+    }
+
+    fn new(
+        lab: &Path,
+        bin: &Path,
+        name: &str,
+        namespace: Option<String>,
+        listen: &str,
+    ) -> Result<Self> {
+        let dir = lab.join(name);
+        fs::create_dir(&dir)?;
+        Ok(Self {
+            name: name.into(),
+            socket: dir.join("sock"),
+            state_dir: dir.join("state"),
+            namespace,
+            listen: Mutex::new(listen.into()),
+            log: dir.join("log"),
+            coordinator: Mutex::new(None),
+            lab: lab.into(),
+            bin: bin.into(),
+        })
+    }
+
+    /// Whether it is a network of its own.
+    #[must_use]
+    pub fn is_namespace(&self) -> bool {
+        self.namespace.is_some()
+    }
+
+    /// Where other hosts reach the coordinator.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.listen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A command that runs on this host, in an environment that holds what a user's has and nothing of
+    /// the machine that runs the tests.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                // Enters the namespace and becomes the program: the process id is the program's.
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command
+            .env_clear()
+            .env("HOME", self.lab.join("home"))
+            .env("LANG", "C.UTF-8")
+            .env("OPENBLAS_NUM_THREADS", "2")
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("RUST_BACKTRACE", "1")
+            .env("TMPDIR", self.lab.join("tmp"))
+            .env("ULPM_COORDINATOR", &self.socket)
+            .env("ULPM_TEST_LAB", &self.lab)
+            .current_dir(&self.lab);
+        command
+    }
+
+    /// One of ULPM's programs, on this host.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> Command {
+        self.command(self.bin.join(name))
+    }
+
+    /// Starts the coordinator and waits until it answers. A second one gets the port of the first.
+    ///
+    /// # Errors
+    ///
+    /// When it ends, or does not answer in time; with its log.
+    pub fn start_coordinator(&self) -> Result {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let child = self
+            .tool("ulpm_coordinator")
+            .arg("--socket")
+            .arg(&self.socket)
+            .arg("--listen")
+            .arg(self.address())
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            .env("RUST_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("cannot start ulpm_coordinator: {error}"))?;
+        *self.coordinator.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        let status = until(format!("coordinator {} to answer", self.name), DEADLINE, || {
+            let mut slot = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(status) = slot.as_mut().and_then(|child| child.try_wait().transpose()) {
+                return Err(format!("coordinator ended: {:?}\n{}", status, self.log()).into());
+            }
+            drop(slot);
+            Ok(self.status().ok())
+        })?;
+        let listen =
+            status["listen"].as_str().ok_or("--status --json does not say where it listens")?;
+        *self.listen.lock().unwrap_or_else(PoisonError::into_inner) = listen.into();
+        Ok(())
+    }
+
+    /// What `ulpm_command --status --json` says.
+    ///
+    /// # Errors
+    ///
+    /// When the coordinator does not answer, or not with JSON.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.tool("ulpm_command").args(["--json", "--status"]).output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The coordinator's process id.
+    #[must_use]
+    pub fn coordinator_pid(&self) -> Option<i32> {
+        let slot = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().map(|child| child.id().cast_signed())
+    }
+
+    /// `kill -9` of the coordinator.
+    ///
+    /// # Errors
+    ///
+    /// When it did not run.
+    pub fn kill_coordinator(&self) -> Result {
+        let mut slot = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = slot.take().ok_or("no coordinator runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Lets the coordinator end as a user would, if it runs.
+    pub(crate) fn quit_coordinator(&self) -> Result {
+        let Some(mut child) =
+            self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).take()
+        else {
+            return Ok(());
+        };
+        let quit = self.tool("ulpm_command").arg("--quit").output()?;
+        let ended = until("coordinator to end after --quit", DEADLINE, || Ok(child.try_wait()?));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        ended.map_err(|error| {
+            format!("{error}; --quit said {}", String::from_utf8_lossy(&quit.stderr))
+        })?;
+        Ok(())
+    }
+
+    /// What the coordinator has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(&self.log)
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut child) =
+            self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            kill_hard(child.id().cast_signed());
+            // It was killed; there is nothing to be done about a failure.
+            let _ = child.wait();
+        }
+        if let Some(namespace) = &self.namespace
+            && Path::new("/run/netns").join(namespace).exists()
+            && let Err(error) = ip(&format!("netns delete {namespace}"))
+        {
+            eprintln!("{error}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Whole programs, launched, saved, restarted and moved.
+
+#![forbid(unsafe_code)]
+
+mod bad_days;
+mod big_memory;
+mod damage;
+mod interposition;
+mod kernel_objects;
+mod kill;
+mod native;
+mod processes;
+mod programs;
+mod refusals;
+mod storms;
+mod terminal;
+mod threads;
+mod tools;
+
+/// Two tests of one program: five generations of checkpoint, `kill -9` and restart, and A → B → A → B.
+macro_rules! whole_life {
+    ($($(#[$attribute:meta])* $name:ident => $program:expr;)+) => {
+        $(
+            mod $name {
+                use super::*;
+
+                #[test]
+                $(#[$attribute])*
+                fn goes_on_from_five_checkpoints_in_a_row() -> ulpm_tests::Result {
+                    ulpm_tests::Lab::one_host(|lab| {
+                        ulpm_tests::checkpointed_equals_native(lab, &$program, 5)
+                    })
+                }
+
+                #[test]
+                $(#[$attribute])*
+                fn moves_there_and_back_and_there() -> ulpm_tests::Result {
+                    ulpm_tests::Lab::two_hosts(|lab| {
+                        ulpm_tests::migrated_equals_native(lab, &$program)
+                    })
+                }
+            }
+        )+
+    };
+}
+pub(crate) use whole_life;

@@ -1,0 +1,226 @@
+//! What cannot be done is refused in words, before anything has happened.
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ulpm_tests::{Lab, Output, Program, Result, ensure, guest_path, is_root};
+
+/// Runs `ulpm_launch PROGRAM`.
+fn launch(lab: &Lab, program: &Path) -> Result<Output> {
+    lab.tool(0, "ulpm_launch", &["--", &program.to_string_lossy()])
+}
+
+fn refused(lab: &Lab, program: &Path, code: i32, words: &[&str]) -> Result {
+    let output = launch(lab, program)?;
+    ensure!(
+        output.code == code,
+        "exit status {} instead of {code}: {}",
+        output.code,
+        output.stderr
+    );
+    ensure!(output.stdout.is_empty(), "{}", output.stdout);
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    output.failure(&[words, &[name.as_str()]].concat())?;
+    ensure!(lab.hosts[0].status()?["jobs"].as_array().is_some_and(Vec::is_empty), "a job is left");
+    Ok(())
+}
+
+#[test]
+fn missing_program() -> Result {
+    Lab::one_host(|lab| {
+        refused(lab, &lab.dir.join("no-such-program"), 127, &["no such file"])?;
+        refused(lab, Path::new("no-such-program-in-path"), 127, &["not found"])
+    })
+}
+
+#[test]
+fn what_is_no_program() -> Result {
+    Lab::one_host(|lab| {
+        refused(lab, &lab.dir.join("home"), 126, &["cannot be executed"])?;
+        let text = lab.dir.join("text");
+        fs::write(&text, "no program\n")?;
+        refused(lab, &text, 126, &["cannot be executed"])
+    })
+}
+
+#[test]
+fn statically_linked_program() -> Result {
+    Lab::one_host(|lab| refused(lab, &guest_path("counter-static")?, 78, &["static"]))
+}
+
+#[test]
+fn program_for_another_machine() -> Result {
+    Lab::one_host(|lab| {
+        let mut image = fs::read(guest_path("counter")?)?;
+        // e_machine of an ELF file is at 18; 183 is AArch64.
+        image[18] = 183;
+        let program = lab.dir.join("aarch64-program");
+        fs::write(&program, image)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        refused(lab, &program, 78, &["machine"])
+    })
+}
+
+/// A program that runs with other rights than the user's.
+fn setuid_program(lab: &Lab) -> Result<PathBuf> {
+    if !is_root() {
+        let found =
+            ["/usr/bin/su", "/bin/su", "/usr/bin/passwd", "/usr/bin/mount"].iter().find(|path| {
+                fs::metadata(path).is_ok_and(|status| status.permissions().mode() & 0o4000 != 0)
+            });
+        return Ok(found.ok_or("no setuid program on this machine")?.into());
+    }
+    let program = lab.dir.join("setuid-program");
+    fs::copy(guest_path("counter")?, &program)?;
+    nix::unistd::chown(&program, Some(nix::unistd::Uid::from_raw(65534)), None)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755))?;
+    Ok(program)
+}
+
+#[test]
+fn setuid_program_is_refused() -> Result {
+    Lab::one_host(|lab| refused(lab, &setuid_program(lab)?, 78, &["setuid"]))
+}
+
+#[test]
+fn no_coordinator_and_none_can_be_started() -> Result {
+    Lab::one_host(|lab| {
+        let program = guest_path("counter")?.to_string_lossy().into_owned();
+        // Nobody listens at that port: the listener is gone again.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let tcp = format!("127.0.0.1:{port}");
+        let nowhere = lab.dir.join("text/sock");
+        fs::write(lab.dir.join("text"), "")?;
+        for address in [tcp.as_str(), &nowhere.to_string_lossy()] {
+            let output = lab.tool(0, "ulpm_launch", &["-c", address, "--", &program])?;
+            ensure!(output.code == 69, "exit status {}: {}", output.code, output.stderr);
+            ensure!(output.stdout.is_empty(), "the program ran: {}", output.stdout);
+            output.failure(&["coordinator", address])?;
+            let output = lab.tool(0, "ulpm_command", &["-c", address, "--status"])?;
+            ensure!(output.code == 69, "exit status {}: {}", output.code, output.stderr);
+            output.failure(&["coordinator", address])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn wrong_command_lines() -> Result {
+    Lab::one_host(|lab| {
+        let cases: [(&str, &[&str]); 8] = [
+            ("ulpm_launch", &[]),
+            ("ulpm_launch", &["--no-such-option", "true"]),
+            ("ulpm_launch", &["--ckpt-signal", "KILL", "true"]),
+            ("ulpm_launch", &["--name", "a/b", "true"]),
+            ("ulpm_command", &[]),
+            ("ulpm_command", &["--status", "--checkpoint"]),
+            ("ulpm_restart", &[]),
+            ("ulpm_restart", &["--map-path", "nonsense", "x"]),
+        ];
+        for (tool, arguments) in cases {
+            let output = lab.tool(0, tool, arguments)?;
+            ensure!(
+                output.code == 64,
+                "{}: exit status {}: {}",
+                output.command,
+                output.code,
+                output.stderr
+            );
+            output.failure(&[])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn jobs_that_do_not_exist_and_jobs_that_are_not_named() -> Result {
+    Lab::one_host(|lab| {
+        for arguments in [["--checkpoint", "nobody"], ["--kill", "nobody"], ["--output", "nobody"]]
+        {
+            let output = lab.tool(0, "ulpm_command", &arguments)?;
+            ensure!(output.code == 66, "{}: {} {}", output.command, output.code, output.stderr);
+            output.failure(&["nobody"])?;
+        }
+        let one = lab.launch(&Program::guest("counter", 100_000))?;
+        let other = lab.launch(&Program::guest("counter", 100_000))?;
+        one.wait_step(1)?;
+        other.wait_step(1)?;
+        let target =
+            format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+        for arguments in [&["--checkpoint"][..], &["--kill"], &["--migrate", &target]] {
+            let output = lab.tool(0, "ulpm_command", arguments)?;
+            output.failure(&[&one.name, &other.name])?;
+        }
+        for guest in [&one, &other] {
+            let last = guest.last_step();
+            guest.wait_step(last + 2)?;
+            guest.kill_tree()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn unreachable_peer_leaves_the_program_alone() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("counter", 100_000))?;
+        guest.wait_step(3)?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let target = format!("127.0.0.1:{port}");
+        let output = lab.tool(0, "ulpm_command", &["--migrate", &target, &guest.name])?;
+        output.failure(&[&target])?;
+        let output =
+            lab.tool(0, "ulpm_command", &["--migrate", "no-such-host.invalid", &guest.name])?;
+        output.failure(&["no-such-host.invalid"])?;
+        let last = guest.last_step();
+        guest.wait_step(last + 3)?;
+        guest.kill_tree()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn peer_that_is_no_coordinator_leaves_the_program_alone() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("counter", 100_000))?;
+        guest.wait_step(3)?;
+        // One that answers nonsense, and one that hangs up.
+        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b""] {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let target = listener.local_addr()?.to_string();
+            let server = std::thread::spawn(move || -> std::io::Result<()> {
+                use std::io::Write;
+                let (mut stream, _) = listener.accept()?;
+                let mut question = [0; 64];
+                // What is asked is of no interest.
+                let _ = stream.read(&mut question)?;
+                stream.write_all(answer)
+            });
+            let output = lab.tool(0, "ulpm_command", &["--migrate", &target, &guest.name])?;
+            output.failure(&[&target])?;
+            server.join().map_err(|_| "the server panicked")??;
+        }
+        let last = guest.last_step();
+        guest.wait_step(last + 3)?;
+        lab.checkpoint(&guest)?;
+        guest.kill_tree()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_no_checkpoint_cannot_be_restarted() -> Result {
+    Lab::one_host(|lab| {
+        let nothing = lab.dir.join("nothing");
+        let output = lab.tool(0, "ulpm_restart", &[&nothing.to_string_lossy()])?;
+        ensure!(output.code == 66, "exit status {}: {}", output.code, output.stderr);
+        output.failure(&["nothing"])?;
+        let empty = lab.dir.join("home");
+        let output = lab.tool(0, "ulpm_restart", &[&empty.to_string_lossy()])?;
+        output.failure(&["manifest.json"])?;
+        Ok(())
+    })
+}

@@ -1,0 +1,96 @@
+//! Programs on a terminal. The terminal is made by script(1).
+
+use ulpm_tests::{Guest, Lab, Result, ensure};
+
+/// Starts `line` on a terminal of its own.
+fn on_terminal<'lab>(lab: &'lab Lab, host: usize, name: &str, line: &str) -> Result<Guest<'lab>> {
+    let mut command = lab.hosts[host].command("script");
+    command.args(["-qefc", line, "/dev/null"]).env("TERM", "vt100");
+    lab.start_command(host, name, command)
+}
+
+const SHELL: &str = "stty -echo; test -t 0 && test -t 1 && echo on a terminal; while read -r line; do echo got $line; test $line = end && exit 6; done";
+
+fn launch_line(lab: &Lab, name: &str, program: &str) -> String {
+    let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+    format!("{} -d {} --name {name} -- sh -c '{program}'", launch.display(), images.display())
+}
+
+/// Without a shell between script(1) and the command: the interrupt key would end it, and its status be seen.
+fn exec(line: &str) -> String {
+    format!("exec {line}")
+}
+
+/// Waits for text in what the terminal shows, where lines end in carriage return and line feed.
+fn shows(guest: &Guest<'_>, text: &str) -> Result {
+    ulpm_tests::until(format!("{text:?} on the terminal"), ulpm_tests::DEADLINE, || {
+        Ok(guest.output().contains(text).then_some(()))
+    })
+    .map_err(|error| format!("{error}; it shows {:?}", guest.output()).into())
+}
+
+#[test]
+fn program_on_a_terminal_is_restarted_on_another() -> Result {
+    Lab::one_host(|lab| {
+        let guest = on_terminal(lab, 0, "shell", &launch_line(lab, "shell", SHELL))?;
+        shows(&guest, "on a terminal")?;
+        guest.write("one\n")?;
+        shows(&guest, "got one")?;
+        let checkpoint = lab.checkpoint(&guest)?;
+        guest.kill_tree()?;
+        let restart =
+            format!("{} {}", lab.bin.join("ulpm_restart").display(), checkpoint.path.display());
+        let twin = on_terminal(lab, 0, "shell", &restart)?;
+        twin.write("two\n")?;
+        shows(&twin, "got two")?;
+        twin.write("end\n")?;
+        let finished = twin.finish()?;
+        ensure!(finished.code == 6, "exit status {}: {}", finished.code, finished.stdout);
+        Ok(())
+    })
+}
+
+#[test]
+fn interrupt_key_reaches_a_restarted_program() -> Result {
+    Lab::one_host(|lab| {
+        let program =
+            r#"trap "echo interrupted; exit 7" INT; echo ready; while :; do sleep 0.05; done"#;
+        let guest = on_terminal(lab, 0, "trap", &exec(&launch_line(lab, "trap", program)))?;
+        shows(&guest, "ready")?;
+        let checkpoint = lab.checkpoint(&guest)?;
+        guest.write("\u{3}")?;
+        shows(&guest, "interrupted")?;
+        let finished = guest.finish()?;
+        ensure!(finished.code == 7, "{finished:?}");
+        let restart =
+            format!("{} {}", lab.bin.join("ulpm_restart").display(), checkpoint.path.display());
+        let twin = on_terminal(lab, 0, "trap", &exec(&restart))?;
+        ulpm_tests::until("the restarted job to run", ulpm_tests::DEADLINE, || {
+            Ok(lab.job(0, "trap")?.filter(|job| job["state"] == "running"))
+        })?;
+        twin.write("\u{3}")?;
+        shows(&twin, "interrupted")?;
+        let finished = twin.finish()?;
+        ensure!(finished.code == 7, "{finished:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn terminal_is_put_right_when_the_program_moves_away() -> Result {
+    Lab::two_hosts(|lab| {
+        // An editor would do this: no echo, no lines.
+        let program = "stty raw -echo; echo ready; exec sleep 1000";
+        let line = format!("{}; stty -a | tr \";\" \"\\n\"", launch_line(lab, "raw", program));
+        let guest = on_terminal(lab, 0, "raw", &line)?;
+        shows(&guest, "ready")?;
+        let migration = lab.migrate("raw", 0, 1)?;
+        lab.tool(1, "ulpm_command", &["--kill", &migration.target_id.to_string()])?.success()?;
+        let finished = guest.finish()?;
+        let settings: Vec<&str> = finished.stdout.split_ascii_whitespace().collect();
+        for wanted in ["echo", "icanon", "isig", "opost"] {
+            ensure!(settings.contains(&wanted), "{wanted} is not set: {}", finished.stdout);
+        }
+        Ok(())
+    })
+}
