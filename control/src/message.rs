@@ -59,6 +59,10 @@ pub struct OpenJob {
     pub join: Option<String>,
     /// Standard streams.
     pub stdio: [Stream; 3],
+    /// Process group of the launcher, which the program shares at first.
+    pub group: i32,
+    /// Session of the launcher.
+    pub session: i32,
 }
 
 /// Announces that a checkpoint is about to be restarted.

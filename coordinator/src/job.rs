@@ -647,6 +647,7 @@ impl Job {
                 SlotState::Free | SlotState::Busy => continue,
                 SlotState::Live | SlotState::Exec => members.push((slot.real(), state)),
                 SlotState::Gone | SlotState::Alias => {}
+                SlotState::OutsideGroup | SlotState::OutsideSession => continue,
             }
             // A member's name is better than that of a dead one.
             if slot.is_member() {

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
-use ulpm_protocol::table::{LEN, StreamId, Table};
+use ulpm_protocol::table::{LEN, Table};
 
 /// A job table that stays mapped for as long as this lives.
 #[derive(Debug)]
@@ -47,14 +47,13 @@ impl Mapped {
         file: File,
         job: u64,
         ckpt_signal: u32,
-        stdio: [StreamId; 3],
         paths: [&[u8]; 3],
     ) -> io::Result<Self> {
         file.set_len(LEN as u64)?;
         let base = map(&file)?;
         // SAFETY: as in `open`; the file was empty, so all bytes are zero, and its name is not yet
         // known to anybody.
-        let table = unsafe { Table::create(base, job, ckpt_signal, stdio, paths) };
+        let table = unsafe { Table::create(base, job, ckpt_signal, paths) };
         Ok(Self { table: table.map_err(|error| invalid(&error))?, base, file })
     }
 

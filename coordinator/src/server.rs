@@ -63,6 +63,31 @@ struct Arrived {
     finished: watch::Sender<Option<Finished>>,
 }
 
+fn stream_id(stream: Stream) -> StreamId {
+    StreamId { dev: stream.dev, ino: stream.ino, open: stream.open }
+}
+
+/// Tells a job's table from where one of its trees is launched.
+fn add_launcher(path: &Path, ask: &OpenJob) -> Result<(), Refusal> {
+    let added = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .and_then(Mapped::open)
+        .and_then(|table| {
+            let table = table.table();
+            let [group, session] = [ask.group, ask.session].map(|id| [id, table.virtual_for(id)]);
+            table
+                .name_outside(group, session)
+                .and_then(|()| table.add_streams(ask.stdio.map(stream_id)))
+                .map_err(io::Error::other)
+        });
+    added.map_err(|error| Refusal {
+        code: exit::OS,
+        chain: vec![format!("cannot enter the job table {}", path.display()), error.to_string()],
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -367,10 +392,13 @@ impl Shared {
             0o600,
         );
         let paths = [&self.socket, &preload, &path].map(|path| path.as_os_str().as_bytes());
-        let ids = stdio.map(|s| StreamId { dev: s.dev, ino: s.ino, open: u64::from(s.open) });
         let table = options
             .open(&path)
-            .and_then(|file| Mapped::create(file, id.0, meta.policy.ckpt_signal, ids, paths))
+            .and_then(|file| Mapped::create(file, id.0, meta.policy.ckpt_signal, paths))
+            .and_then(|table| {
+                table.table().add_streams(stdio.map(stream_id)).map_err(io::Error::other)?;
+                Ok(table)
+            })
             .map_err(|error| {
                 let _ = std::fs::remove_file(&path);
                 refuse(format!("cannot make the job table {}", path.display()), error)
@@ -399,10 +427,11 @@ impl Shared {
                 chain: ulpm_control::chain(&error),
             })?;
             let table = self.state.table(job.id);
+            add_launcher(&table, &ask)?;
             let opened = JobOpened { job: job.id, name: job.name.clone(), table, preload };
             return Ok((job, opened));
         }
-        let name = match ask.name {
+        let name = match ask.name.clone() {
             Some(name) => {
                 check_name(&name)
                     .map_err(|text| Refusal { code: exit::USAGE, chain: vec![text] })?;
@@ -419,13 +448,15 @@ impl Shared {
         let meta = JobMeta {
             id,
             name,
-            argv: ask.argv,
-            cwd: ask.cwd,
-            policy: ask.policy,
+            argv: ask.argv.clone(),
+            cwd: ask.cwd.clone(),
+            policy: ask.policy.clone(),
             root: None,
             origin: None,
         };
-        self.create(id, meta, ask.stdio, false, false)
+        let (handle, opened) = self.create(id, meta, ask.stdio, false, false)?;
+        add_launcher(&opened.table, &ask)?;
+        Ok((handle, opened))
     }
 
     fn new_id(&self) -> Result<JobId, Refusal> {

@@ -96,6 +96,8 @@ impl Lab {
             policy: self.policy(),
             join: None,
             stdio: [Stream::default(); 3],
+            group: 0,
+            session: 0,
         });
         match client.call(&request).unwrap() {
             Reply::JobOpened(opened) => opened,

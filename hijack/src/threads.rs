@@ -293,7 +293,7 @@ pub(crate) fn note_awaited(stopped: &mut Stopped) {
     let real = register.map_or(0, |register| *register as i32);
     stopped.waits_for = match real {
         -1 | 0 => 0,
-        ..-1 => -table.virtual_of(-real),
+        ..-1 => -table.virtual_group(-real),
         _ => table.virtual_of(real),
     };
 }
@@ -302,7 +302,7 @@ pub(crate) fn note_awaited(stopped: &mut Stopped) {
 fn wait_for_the_same(stopped: &mut Stopped) {
     let Some(table) = process::table().filter(|_| stopped.waits_for != 0) else { return };
     let real = match stopped.waits_for {
-        group @ ..0 => -table.real_of(-group),
+        group @ ..0 => -table.real_group(-group),
         pid => table.real_of(pid),
     };
     // SAFETY: the thread stands in its handler.

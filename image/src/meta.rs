@@ -18,6 +18,10 @@ Process {
     pgid: i32,
     /// Session, likewise.
     sid: i32,
+    /// Whether the process group is that of whoever launched the job.
+    pgid_outside: bool,
+    /// Whether the session is that of whoever launched the job.
+    sid_outside: bool,
     /// Whether it was stopped (state T).
     stopped: bool,
     /// Whether its leading thread had ended while others went on.
@@ -40,8 +44,6 @@ Process {
     no_new_privs: u64,
     /// oom_score_adj.
     oom_score_adj: i64,
-    /// Nice value.
-    nice: i64,
     /// User and group: a restart as another is refused.
     uid: u32,
     /// See `uid`.

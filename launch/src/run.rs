@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, tcsetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpgrp, getpid, getsid};
 use ulpm_control::client::ClientError;
 use ulpm_control::link::exit_code;
 use ulpm_control::message::{JobOpened, OpenJob, Policy, Stream};
@@ -162,6 +162,8 @@ fn open_job(options: &Options) -> Result<OpenJob, LaunchError> {
         },
         join: options.join.clone(),
         stdio: [stream(0), stream(1), stream(2)],
+        group: getpgrp().as_raw(),
+        session: getsid(None).map_or(0, Pid::as_raw),
     })
 }
 

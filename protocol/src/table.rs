@@ -27,6 +27,8 @@ pub const SLOTS: usize = 8192;
 pub const CLAIMS: usize = 65536;
 /// Virtual ids that are no real id start here: it is the kernel's `PID_MAX_LIMIT`.
 pub const FIRST_FREE_VIRTUAL: i32 = 4 * 1024 * 1024;
+/// Launchers with different standard streams that a job can have: the first, and those that joined.
+pub const LAUNCHERS: usize = 16;
 /// Length of the file in bytes.
 pub const LEN: usize = 4096 + SLOTS * size_of::<Slot>() + CLAIMS * size_of::<Claim>();
 
@@ -48,14 +50,38 @@ pub enum Handover {
 
 /// What a standard stream of `ulpm_launch` is, so that a member's descriptor can be told to be it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
 pub struct StreamId {
     /// `st_dev`.
     pub dev: u64,
     /// `st_ino`.
     pub ino: u64,
-    /// 1 if the stream was open.
-    pub open: u64,
+    /// Whether the stream was open.
+    pub open: bool,
+}
+
+/// A stream that stands in the table.
+#[derive(Debug)]
+#[repr(C)]
+struct Stream {
+    dev: AtomicU64,
+    ino: AtomicU64,
+    open: AtomicU64,
+}
+
+impl Stream {
+    fn get(&self) -> StreamId {
+        StreamId {
+            open: self.open.load(Ordering::Acquire) != 0,
+            dev: self.dev.load(Ordering::Relaxed),
+            ino: self.ino.load(Ordering::Relaxed),
+        }
+    }
+
+    fn set(&self, id: StreamId) {
+        self.dev.store(id.dev, Ordering::Relaxed);
+        self.ino.store(id.ino, Ordering::Relaxed);
+        self.open.store(id.open.into(), Ordering::Release);
+    }
 }
 
 /// The first page.
@@ -75,9 +101,10 @@ pub struct Header {
     /// Signal that stops user threads which have no other use for it.
     pub ckpt_signal: AtomicU32,
     next_virtual: AtomicI32,
-    _reserved2: u32,
-    /// Standard input, output and error of the launcher.
-    pub stdio: [StreamId; 3],
+    /// Entries of `stdio` in use.
+    launchers: AtomicU32,
+    /// Standard input, output and error of each launcher.
+    stdio: [[Stream; 3]; LAUNCHERS],
     socket: [u8; 256],
     preload: [u8; 1024],
     path: [u8; 1024],
@@ -99,6 +126,11 @@ pub enum SlotState {
     Gone = 4,
     /// No process: a group or session id whose leader is dead, in a restarted job.
     Alias = 5,
+    /// No process of the job: the group that its launcher was in. It may be 0: the id of a group that
+    /// lies in another pid namespace.
+    OutsideGroup = 6,
+    /// Likewise, the session.
+    OutsideSession = 7,
 }
 
 impl SlotState {
@@ -109,6 +141,8 @@ impl SlotState {
             3 => Self::Exec,
             4 => Self::Gone,
             5 => Self::Alias,
+            6 => Self::OutsideGroup,
+            7 => Self::OutsideSession,
             _ => Self::Busy,
         }
     }
@@ -172,6 +206,8 @@ pub enum TableError {
     PathTooLong,
     /// Every slot or claim is taken.
     Full,
+    /// [`LAUNCHERS`] have joined.
+    Launchers,
 }
 
 impl core::fmt::Display for TableError {
@@ -180,6 +216,12 @@ impl core::fmt::Display for TableError {
             Self::NotATable => f.write_str("not a job table"),
             Self::Version(found) => write!(f, "job table has version {found}, this is {VERSION}"),
             Self::PathTooLong => f.write_str("path does not fit the job table"),
+            Self::Launchers => {
+                write!(
+                    f,
+                    "{LAUNCHERS} launchers with different standard streams have joined the job"
+                )
+            }
             Self::Full => write!(f, "the job table is full ({SLOTS} processes)"),
         }
     }
@@ -237,7 +279,6 @@ impl Table {
         base: NonNull<u8>,
         job: u64,
         ckpt_signal: u32,
-        stdio: [StreamId; 3],
         [socket, preload, path]: [&[u8]; 3],
     ) -> Result<Self, TableError> {
         // SAFETY: the caller gives us the only view of `LEN` zero bytes, for which the header's
@@ -254,7 +295,6 @@ impl Table {
         header.preload[..preload.len()].copy_from_slice(preload);
         header.path[..path.len()].copy_from_slice(path);
         header.job = job;
-        header.stdio = stdio;
         *header.ckpt_signal.get_mut() = ckpt_signal;
         *header.next_virtual.get_mut() = FIRST_FREE_VIRTUAL;
         header.version = VERSION;
@@ -346,12 +386,16 @@ impl Table {
     /// The slot with this virtual id; an alias too.
     #[must_use]
     pub fn by_virtual(&self, virt: i32) -> Option<&Slot> {
-        if self.header().restarted.load(Ordering::Relaxed) == 0 {
+        if !self.is_restarted() {
             return self.by_real(virt);
         }
         self.slots().iter().find(|slot| {
             slot.virt() == virt && (slot.is_member() || slot.state() == SlotState::Alias)
         })
+    }
+
+    fn is_restarted(&self) -> bool {
+        self.header().restarted.load(Ordering::Relaxed) != 0
     }
 
     /// The virtual id of a process, group or session; its real one if the table does not know it.
@@ -360,37 +404,115 @@ impl Table {
     /// child that it has just waited for, and that others may already have seen to be gone.
     #[must_use]
     pub fn virtual_of(&self, real: i32) -> i32 {
-        if self.header().restarted.load(Ordering::Relaxed) == 0 {
+        self.name_of(real, None)
+    }
+
+    /// The virtual id of a group; its real one if the table does not know it.
+    #[must_use]
+    pub fn virtual_group(&self, real: i32) -> i32 {
+        self.name_of(real, Some(SlotState::OutsideGroup))
+    }
+
+    /// The virtual id of a session; its real one if the table does not know it.
+    #[must_use]
+    pub fn virtual_session(&self, real: i32) -> i32 {
+        self.name_of(real, Some(SlotState::OutsideSession))
+    }
+
+    fn name_of(&self, real: i32, outside: Option<SlotState>) -> i32 {
+        if !self.is_restarted() {
             return real;
         }
-        let mut gone = None;
+        let mut fallback = None;
         for slot in self.probe(real) {
             match slot.state() {
                 SlotState::Free => break,
-                SlotState::Live | SlotState::Exec | SlotState::Alias if slot.real() == real => {
-                    return slot.virt();
-                }
-                SlotState::Gone if slot.real() == real => gone = Some(slot.virt()),
+                _ if slot.real() != real => {}
+                SlotState::Live | SlotState::Exec | SlotState::Alias => return slot.virt(),
+                SlotState::Gone => fallback = fallback.or(Some(slot.virt())),
+                state if Some(state) == outside => fallback = Some(slot.virt()),
                 _ => {}
             }
         }
-        gone.unwrap_or(real)
+        fallback.unwrap_or(real)
     }
 
     /// The real id of a process, group or session; the id itself if the table does not know it.
     #[must_use]
     pub fn real_of(&self, virt: i32) -> i32 {
-        if self.header().restarted.load(Ordering::Relaxed) == 0 {
+        if !self.is_restarted() {
             return virt;
         }
         self.by_virtual(virt).map_or(virt, Slot::real)
+    }
+
+    /// The real id of a group; the id itself if the table does not know it.
+    #[must_use]
+    pub fn real_group(&self, virt: i32) -> i32 {
+        if !self.is_restarted() {
+            return virt;
+        }
+        let outside = || {
+            let mut slots = self.slots().iter();
+            slots.find(|slot| slot.virt() == virt && slot.state() == SlotState::OutsideGroup)
+        };
+        self.by_virtual(virt).or_else(outside).map_or(virt, Slot::real)
+    }
+
+    /// Takes note of a launcher's standard streams. Only the coordinator does, one at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Launchers`]
+    pub fn add_streams(&self, streams: [StreamId; 3]) -> Result<(), TableError> {
+        if self.streams().any(|known| known == streams) {
+            return Ok(());
+        }
+        let header = self.header();
+        let used = header.launchers.load(Ordering::Relaxed);
+        let free = header.stdio.get(used as usize).ok_or(TableError::Launchers)?;
+        for (place, id) in free.iter().zip(streams) {
+            place.set(id);
+        }
+        header.launchers.store(used + 1, Ordering::Release);
+        Ok(())
+    }
+
+    /// The standard streams of each launcher.
+    pub fn streams(&self) -> impl Iterator<Item = [StreamId; 3]> {
+        let header = self.header();
+        let used = header.launchers.load(Ordering::Acquire) as usize;
+        header.stdio.iter().take(used).map(|streams| [0, 1, 2].map(|i| streams[i].get()))
+    }
+
+    /// Takes note of the group and session of a launcher, which a program shares at first: by their
+    /// real ids, and those by which the job knows them.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]
+    pub fn name_outside(&self, group: [i32; 2], session: [i32; 2]) -> Result<(), TableError> {
+        self.insert_as(group[0], group[1], 0, SlotState::OutsideGroup)?;
+        self.insert_as(session[0], session[1], 0, SlotState::OutsideSession)?;
+        Ok(())
+    }
+
+    /// Whether a launcher's group ([`SlotState::OutsideGroup`]) or session
+    /// ([`SlotState::OutsideSession`]) has this real id.
+    #[must_use]
+    pub fn is_outside(&self, real: i32, kind: SlotState) -> bool {
+        self.probe(real)
+            .map(|slot| (slot.state(), slot.real()))
+            .take_while(|(state, _)| *state != SlotState::Free)
+            .any(|found| found == (kind, real))
     }
 
     /// Adds a process, or returns the slot that it has.
     ///
     /// Parent and child both call this after a fork, whoever comes first; both must come before
     /// either can be frozen. The virtual id is the real one unless another member goes by it. A slot
-    /// of the same real id with another parent is that of a dead process, and is filled anew.
+    /// of the same real id with another parent is that of a dead process, and is filled anew; so is an
+    /// alias, for the kernel gives nobody the id of a group or session that exists.
     ///
     /// # Errors
     ///
@@ -414,6 +536,7 @@ impl Table {
     ) -> Result<&Slot, TableError> {
         // One who was killed while it filled a slot must not hold up all others.
         const PATIENCE: u32 = 1 << 20;
+        let member = matches!(state, SlotState::Live | SlotState::Exec);
         let mut spins = 0;
         'again: loop {
             let mut reusable = None;
@@ -421,9 +544,15 @@ impl Table {
                 let found = slot.state();
                 match found {
                     SlotState::Live | SlotState::Exec if slot.real() == real => {
-                        if slot.parent.load(Ordering::Relaxed) == parent {
+                        if !member || slot.parent.load(Ordering::Relaxed) == parent {
                             return Ok(slot);
                         }
+                        reusable = Some((slot, found));
+                        break;
+                    }
+                    SlotState::Alias | SlotState::OutsideGroup | SlotState::OutsideSession
+                        if slot.real() == real && (member || found == state) =>
+                    {
                         reusable = Some((slot, found));
                         break;
                     }
@@ -461,8 +590,7 @@ impl Table {
     /// A virtual id for a process or thread that the kernel calls `real`.
     #[must_use]
     pub fn virtual_for(&self, real: i32) -> i32 {
-        let header = self.header();
-        if header.restarted.load(Ordering::Relaxed) == 0 || self.by_virtual(real).is_none() {
+        if !self.is_restarted() || self.by_virtual(real).is_none() {
             return real;
         }
         self.fresh_virtual()
@@ -536,7 +664,7 @@ mod tests {
         unsafe {
             let base = NonNull::new(std::alloc::alloc_zeroed(layout)).unwrap();
             let paths: [&[u8]; 3] = [b"/sock", b"/lib.so", b"/table"];
-            Table::create(base, 9, 12, [StreamId::default(); 3], paths).unwrap()
+            Table::create(base, 9, 12, paths).unwrap()
         }
     }
 
@@ -558,6 +686,31 @@ mod tests {
         let new = table.insert(100, 100, SlotState::Live).unwrap();
         assert_eq!((new.real(), new.virt()), (100, FIRST_FREE_VIRTUAL));
         assert_eq!(table.by_virtual(100).unwrap().real(), 500);
+    }
+
+    #[test]
+    fn a_group_and_a_session_from_outside_may_have_one_real_id_and_two_names() {
+        let table = table();
+        table.header().restarted.store(1, Ordering::Relaxed);
+        table.name_outside([700, 300], [700, 0]).unwrap();
+        assert_eq!((table.virtual_group(700), table.virtual_session(700)), (300, 0));
+        assert_eq!(
+            (table.virtual_of(700), table.real_group(300), table.real_of(300)),
+            (700, 700, 300)
+        );
+        assert!(table.is_outside(700, SlotState::OutsideSession));
+        table.insert(700, 1, SlotState::Live).unwrap();
+        assert_eq!(table.virtual_group(700), 700, "the id was given to a process of the job");
+    }
+
+    #[test]
+    fn the_name_of_a_dead_leader_goes_when_its_id_is_used_again() {
+        let table = table();
+        table.header().restarted.store(1, Ordering::Relaxed);
+        table.insert_as(500, 100, 0, SlotState::Alias).unwrap();
+        assert_eq!(table.virtual_of(500), 100);
+        table.insert(500, 1, SlotState::Live).unwrap();
+        assert_eq!(table.virtual_of(500), 500);
     }
 
     #[test]

@@ -69,15 +69,8 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     // No signal may reach a process of the tree before its handlers are there.
     let mut mask = SigSet::empty();
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask));
-    let tree = Tree::new(
-        &checkpoint.images,
-        checkpoint.root,
-        &objects,
-        &paths,
-        table,
-        table_file,
-        File::from(report),
-    )?;
+    let tree =
+        Tree::new(&checkpoint.images, &objects, &paths, table, table_file, File::from(report))?;
     let forked = tree.fork();
     tree.close(); // Ours of what was inherited, or no pipe would ever end.
     let result = forked.and_then(|forked| {

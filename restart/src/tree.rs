@@ -39,16 +39,7 @@ pub struct Tree<'a> {
     failure_fd: RawFd,
     image_fds: Vec<RawFd>,
     by_pid: HashMap<i32, usize>,
-    /// Session and group that the job had from outside.
-    outside: Option<Outside>,
     meeting: &'static Meeting,
-}
-
-/// Session and group of the root that stem from whoever launched it.
-#[derive(Clone, Copy, Debug)]
-struct Outside {
-    sid: Option<i32>,
-    pgid: Option<i32>,
 }
 
 /// Where the processes meet: memory that they share.
@@ -78,7 +69,6 @@ impl<'a> Tree<'a> {
     /// [`RestartError`]; nothing was forked.
     pub fn new(
         images: &'a [ImageFile],
-        root: i32,
         objects: &'a Objects,
         paths: &'a PathMap,
         table: Table,
@@ -87,11 +77,6 @@ impl<'a> Tree<'a> {
     ) -> Result<Self, RestartError> {
         let by_pid: HashMap<i32, usize> =
             images.iter().enumerate().map(|(index, image)| (image.pid(), index)).collect();
-        let outside = by_pid.get(&root).map(|&index| {
-            let process = &images[index].meta.process;
-            let foreign = |id: i32| (id != process.pid && !by_pid.contains_key(&id)).then_some(id);
-            Outside { sid: foreign(process.sid), pgid: foreign(process.pgid) }
-        });
         let image_fds = images
             .iter()
             .map(|image| {
@@ -112,7 +97,6 @@ impl<'a> Tree<'a> {
             failure_fd: lift_file(failures, objects.base)?,
             image_fds,
             by_pid,
-            outside,
             meeting: Meeting::new()?,
         })
     }
@@ -124,7 +108,7 @@ impl<'a> Tree<'a> {
     ///
     /// [`RestartError`]; what was forked before is left to the caller, who finds it in the table.
     pub fn fork(&self) -> Result<Vec<Forked>, RestartError> {
-        self.name_outside();
+        self.name_outside()?;
         let mut forked = Vec::new();
         let mut orphans: HashMap<i32, Vec<usize>> = HashMap::new();
         for (index, image) in self.images.iter().enumerate() {
@@ -132,7 +116,9 @@ impl<'a> Tree<'a> {
             if self.by_pid.contains_key(&process.ppid) && process.ppid != process.pid {
                 continue; // Its parent forks it.
             }
-            if self.leads_or_shares(process) {
+            // One that was not given its session by a leader who is dead: it leads one, or has the one of
+            // whoever launched it, for which ours stands.
+            if process.sid == process.pid || process.sid_outside {
                 forked.push(self.fork_process(index)?);
             } else {
                 orphans.entry(process.sid).or_default().push(index);
@@ -152,24 +138,23 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Whether a process whose parent we are gets its session without a stand-in: it leads one, or has
-    /// the one that the job had from outside, for which ours stands.
-    fn leads_or_shares(&self, process: &Process) -> bool {
-        process.sid == process.pid
-            || self.outside.is_some_and(|outside| outside.sid == Some(process.sid))
-    }
-
-    /// Tells the table what the job's outside session and group are now.
-    fn name_outside(&self) {
-        let Some(outside) = self.outside else { return };
-        let own_group = ulpm_sys::getpgid(0).unwrap_or(0);
-        let own_session = ulpm_sys::getsid(0).unwrap_or(0);
-        if let Some(pgid) = outside.pgid {
-            let _ = self.table.insert_as(own_group, pgid, 0, SlotState::Alias);
-        }
-        if let Some(sid) = outside.sid.filter(|_| own_session != own_group) {
-            let _ = self.table.insert_as(own_session, sid, 0, SlotState::Alias);
-        }
+    /// Tells the table that our group and session stand for those from which the job was launched.
+    fn name_outside(&self) -> Result<(), RestartError> {
+        let real_group = ulpm_sys::getpgid(0).unwrap_or(0);
+        let real_session = ulpm_sys::getsid(0).unwrap_or(0);
+        // A job that others have joined from elsewhere gets one name for all its launchers.
+        let processes = || self.images.iter().map(|image| &image.meta.process);
+        let group = processes().find(|process| process.pgid_outside).map(|process| process.pgid);
+        let session = processes().find(|process| process.sid_outside).map(|process| process.sid);
+        self.table
+            .name_outside(
+                [real_group, group.unwrap_or(real_group)],
+                [real_session, session.unwrap_or(real_session)],
+            )
+            .map_err(|error| RestartError::Table {
+                path: String::from_utf8_lossy(self.table.path()).into_owned().into(),
+                text: error.to_string(),
+            })
     }
 
     fn fork_process(&self, index: usize) -> Result<Forked, RestartError> {
@@ -369,7 +354,7 @@ impl<'a> Tree<'a> {
         let zombies = self.images.iter().flat_map(|image| &image.meta.zombies);
         let led = self.by_pid.contains_key(&group)
             || zombies.clone().any(|zombie| zombie.pid == group)
-            || self.outside.is_some_and(|outside| outside.pgid == Some(group))
+            || process.pgid_outside
             // The stand-in of a dead session leader leads its group too.
             || (group == process.sid && self.table.by_virtual(group).is_some());
         let first = self.images.iter().position(|image| image.meta.process.pgid == group);
@@ -396,8 +381,7 @@ impl<'a> Tree<'a> {
 
     fn join_group(&self, process: &Process) -> Result<(), String> {
         let group = process.pgid;
-        let outside = self.outside.is_some_and(|outside| outside.pgid == Some(group));
-        if group == process.pid || outside {
+        if group == process.pid || process.pgid_outside {
             return Ok(());
         }
         let real = self.table.real_of(group);

@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ulpm_image::Meta;
 use ulpm_image::meta::{Action, Limit, MemoryMap, Pending, Process, Timer};
+use ulpm_protocol::table::SlotState;
 use ulpm_sys::arch::{nr, syscall};
 use ulpm_sys::proc::{Stat, decimal, hex, octal, value};
 use ulpm_sys::{pr, signal};
@@ -24,8 +25,10 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         job: subject.table.header().job,
         pid: process::virtual_pid(subject.own),
         ppid: crate::wrap::names::parent_pid(),
-        pgid: subject.table.virtual_of(real_group),
-        sid: subject.table.virtual_of(real_session),
+        pgid: subject.table.virtual_group(real_group),
+        sid: subject.table.virtual_session(real_session),
+        pgid_outside: subject.table.is_outside(real_group, SlotState::OutsideGroup),
+        sid_outside: subject.table.is_outside(real_session, SlotState::OutsideSession),
         stopped: subject.stopped,
         leader_gone: subject.leader_gone,
         comm: value(status, b"Name:").unwrap_or_default().to_vec(),
@@ -41,7 +44,6 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         subreaper: word(pr::GET_CHILD_SUBREAPER),
         no_new_privs: flag(pr::GET_NO_NEW_PRIVS),
         oom_score_adj: oom_score_adj(),
-        nice: 0,
         uid: first(number(b"Uid:")),
         gid: first(number(b"Gid:")),
         xfeatures,

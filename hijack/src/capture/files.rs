@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use ulpm_image::Meta;
 use ulpm_image::meta::{DeletedFile, Description, Descriptor, Pipe, description_kind as kind};
+use ulpm_protocol::table::StreamId;
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{decimal, octal, value};
 use ulpm_sys::{Errno, FileStatus, mode, oflag};
@@ -184,11 +185,8 @@ fn cannot(open: &Open, why: &str) -> Failed {
 
 /// Which standard stream of the launcher a descriptor is.
 fn stream(subject: &Subject<'_>, open: &Open) -> Option<u64> {
-    let streams = &subject.table.header().stdio;
-    let matches = |index: usize| {
-        let stream = &streams[index];
-        stream.open != 0 && (stream.dev, stream.ino) == (open.status.dev, open.status.ino)
-    };
+    let wanted = StreamId { dev: open.status.dev, ino: open.status.ino, open: true };
+    let matches = |index: usize| subject.table.streams().any(|streams| streams[index] == wanted);
     let own = usize::try_from(open.fd).ok().filter(|&fd| fd < 3);
     let found = match own {
         Some(fd) if matches(fd) => Some(fd),

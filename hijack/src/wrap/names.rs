@@ -27,6 +27,19 @@ pub(super) fn real(virt: c_int) -> c_int {
     }
 }
 
+/// The same for a process group.
+pub(super) fn real_group(virt: c_int) -> c_int {
+    match process::table() {
+        Some(table) if virt > 0 && process::is_restarted() => table.real_group(virt),
+        _ => virt,
+    }
+}
+
+/// `kill`'s and `waitpid`'s way of naming a group: a negative id.
+pub(super) fn real_or_group(id: c_int) -> c_int {
+    if id < -1 { -real_group(-id) } else { real(id) }
+}
+
 /// The id by which the program knows a real one.
 pub(super) fn virt(real: c_int) -> c_int {
     match process::table() {
@@ -35,9 +48,20 @@ pub(super) fn virt(real: c_int) -> c_int {
     }
 }
 
-/// `kill`'s way of naming a group: a negative id.
-fn real_or_group(id: c_int) -> c_int {
-    if id < -1 { -real(-id) } else { real(id) }
+/// The same for a process group. It is 0 if the group lies in another pid namespace.
+fn virt_group(real: c_int) -> c_int {
+    match process::table() {
+        Some(table) if real >= 0 && process::is_restarted() => table.virtual_group(real),
+        _ => real,
+    }
+}
+
+/// The same for a session.
+fn virt_session(real: c_int) -> c_int {
+    match process::table() {
+        Some(table) if real >= 0 && process::is_restarted() => table.virtual_session(real),
+        _ => real,
+    }
 }
 
 fn call(number: usize, [a, b, c]: [c_int; 3]) -> Result<c_int, Errno> {
@@ -85,12 +109,12 @@ extern "C" fn gettid() -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn getpgrp() -> c_int {
-    holding_name(|| virt(ulpm_sys::getpgid(0).unwrap_or(0)))
+    holding_name(|| virt_group(ulpm_sys::getpgid(0).unwrap_or(0)))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn getpgid(pid: c_int) -> c_int {
-    holding_name(|| libc_result(ulpm_sys::getpgid(real(pid)).map(virt)))
+    holding_name(|| libc_result(ulpm_sys::getpgid(real(pid)).map(virt_group)))
 }
 
 #[unsafe(no_mangle)]
@@ -100,12 +124,12 @@ extern "C" fn __getpgid(pid: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn getsid(pid: c_int) -> c_int {
-    holding_name(|| libc_result(ulpm_sys::getsid(real(pid)).map(virt)))
+    holding_name(|| libc_result(ulpm_sys::getsid(real(pid)).map(virt_session)))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn setpgid(pid: c_int, group: c_int) -> c_int {
-    holding_name(|| libc_result(ulpm_sys::setpgid(real(pid), real(group)).map(|()| 0)))
+    holding_name(|| libc_result(ulpm_sys::setpgid(real(pid), real_group(group)).map(|()| 0)))
 }
 
 #[unsafe(no_mangle)]
@@ -150,10 +174,21 @@ unsafe extern "C" fn sigqueue(pid: c_int, signal: c_int, value: u64) -> c_int {
     libc_result(ulpm_sys::signal::queue_to_process(real(pid), &info).map(|()| 0))
 }
 
+/// Whom `getpriority` and `setpriority` mean: a process, a group, or a user.
+fn real_who(which: c_uint, who: c_uint) -> c_int {
+    const PRIO_PROCESS: c_uint = 0;
+    const PRIO_PGRP: c_uint = 1;
+    match which {
+        PRIO_PROCESS => real(who.cast_signed()),
+        PRIO_PGRP => real_group(who.cast_signed()),
+        _ => who.cast_signed(),
+    }
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn getpriority(which: c_uint, who: c_uint) -> c_int {
     const GETPRIORITY: usize = 140;
-    let who = if which < 2 { real(who.cast_signed()) } else { who.cast_signed() };
+    let who = real_who(which, who);
     // The kernel returns 20 - nice, so that no result looks like an error.
     libc_result(call(GETPRIORITY, [which.cast_signed(), who, 0]).map(|value| 20 - value))
 }
@@ -161,24 +196,24 @@ extern "C" fn getpriority(which: c_uint, who: c_uint) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn setpriority(which: c_uint, who: c_uint, priority: c_int) -> c_int {
     const SETPRIORITY: usize = 141;
-    let who = if which < 2 { real(who.cast_signed()) } else { who.cast_signed() };
+    let who = real_who(which, who);
     libc_result(call(SETPRIORITY, [which.cast_signed(), who, priority]))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn tcgetpgrp(fd: c_int) -> c_int {
     // SAFETY: passed on.
-    holding_name(|| virt(unsafe { TCGETPGRP.get()(fd) }))
+    holding_name(|| virt_group(unsafe { TCGETPGRP.get()(fd) }))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn tcsetpgrp(fd: c_int, group: c_int) -> c_int {
     // SAFETY: passed on.
-    unsafe { TCSETPGRP.get()(fd, real(group)) }
+    unsafe { TCSETPGRP.get()(fd, real_group(group)) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn tcgetsid(fd: c_int) -> c_int {
     // SAFETY: passed on.
-    holding_name(|| virt(unsafe { TCGETSID.get()(fd) }))
+    holding_name(|| virt_session(unsafe { TCGETSID.get()(fd) }))
 }

@@ -18,11 +18,6 @@ next! {
     WAITID = c"waitid": unsafe extern "C" fn(c_uint, c_uint, *mut SigInfo, c_int) -> c_int;
 }
 
-/// `waitpid`'s way of naming a group: a negative id.
-fn real_or_group(id: c_int) -> c_int {
-    if id < -1 { -names::real(-id) } else { names::real(id) }
-}
-
 /// Takes note of what a wait has returned, and gives the child's name.
 fn returned(real: c_int, status: c_int) -> c_int {
     let Some(table) = process::table().filter(|_| real > 0) else { return real };
@@ -44,7 +39,7 @@ pub(super) unsafe extern "C" fn waitpid(pid: c_int, status: *mut c_int, options:
     let mut own_status = 0;
     // SAFETY: see above.
     holding_name(|| unsafe {
-        let real = WAITPID.get()(real_or_group(pid), &raw mut own_status, options);
+        let real = WAITPID.get()(names::real_or_group(pid), &raw mut own_status, options);
         if real > 0 && !status.is_null() {
             status.write(own_status);
         }
@@ -74,7 +69,7 @@ unsafe extern "C" fn wait4(
     let mut own_status = 0;
     // SAFETY: see above.
     holding_name(|| unsafe {
-        let real = WAIT4.get()(real_or_group(pid), &raw mut own_status, options, usage);
+        let real = WAIT4.get()(names::real_or_group(pid), &raw mut own_status, options, usage);
         if real > 0 && !status.is_null() {
             status.write(own_status);
         }
@@ -105,7 +100,8 @@ unsafe extern "C" fn waitid(
     // SAFETY: see above.
     holding_name(|| unsafe {
         let id = match which {
-            P_PID | P_PGID => names::real(id.cast_signed()).cast_unsigned(),
+            P_PID => names::real(id.cast_signed()).cast_unsigned(),
+            P_PGID => names::real_group(id.cast_signed()).cast_unsigned(),
             _ => id,
         };
         let result = WAITID.get()(which, id, &raw mut own_info, options);

@@ -206,12 +206,11 @@ fn a_second_program_joins_a_job() -> Result {
         first.kill_tree()?;
         second.finish()?;
         let twin = lab.restart(&first, &checkpoint.path)?;
-        until("both programs to go on", DEADLINE, || {
-            Ok(lab
-                .job(0, &first.name)?
-                .filter(|job| job["processes"].as_array().is_some_and(|all| all.len() == 2)))
-        })?;
-        twin.wait_step(3)?;
+        // Both write to what is now the standard output of one ulpm_restart.
+        twin.wait_lines(20)?;
+        let job = lab.job(0, &first.name)?.ok_or("the job is not listed")?;
+        let both = job["processes"].as_array().map_or(0, Vec::len);
+        ensure!(both == 2, "{both} processes after the restart: {}", twin.errors());
         twin.kill_tree()?;
         Ok(())
     })
