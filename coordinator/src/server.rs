@@ -419,7 +419,7 @@ impl Shared {
         Ok((handle, JobOpened { job: id, name, table: path, preload }))
     }
 
-    fn open(self: &Arc<Self>, ask: OpenJob) -> Result<(Handle, JobOpened), Refusal> {
+    fn open(self: &Arc<Self>, ask: &OpenJob) -> Result<(Handle, JobOpened), Refusal> {
         if let Some(name) = &ask.join {
             let job = self.resolve(std::slice::from_ref(name))?.remove(0);
             let preload = place::find(place::PRELOAD).map_err(|error| Refusal {
@@ -427,7 +427,7 @@ impl Shared {
                 chain: ulpm_control::chain(&error),
             })?;
             let table = self.state.table(job.id);
-            add_launcher(&table, &ask)?;
+            add_launcher(&table, ask)?;
             let opened = JobOpened { job: job.id, name: job.name.clone(), table, preload };
             return Ok((job, opened));
         }
@@ -455,7 +455,7 @@ impl Shared {
             origin: None,
         };
         let (handle, opened) = self.create(id, meta, ask.stdio, false, false)?;
-        add_launcher(&opened.table, &ask)?;
+        add_launcher(&opened.table, ask)?;
         Ok((handle, opened))
     }
 
@@ -721,7 +721,7 @@ async fn answer(
     request: Request,
 ) -> Result<(), CodecError> {
     let reply = match request {
-        Request::OpenJob(ask) => match shared.open(ask) {
+        Request::OpenJob(ask) => match shared.open(&ask) {
             Ok((job, opened)) => {
                 let _ = job.events.send(Event::Command(Command::LauncherCame));
                 session.launched.push(job);
