@@ -9,8 +9,10 @@
 use core::ffi::c_int;
 
 use ulpm_sys::arch::{UserContext, nr};
+use ulpm_sys::signal;
 
 use crate::arch::thread_slot;
+use crate::timed;
 
 /// Places in the thread's slot: the stack pointer at the start of the moment, and how often the thread
 /// was let go on.
@@ -26,12 +28,11 @@ const PATIENCE: u64 = 25;
 /// No value with a destructor may be alive in it: a cancellation or a longjmp leaves without coming back.
 /// The mark that stays behind then means nothing once the stack is used above it.
 pub(crate) fn holding_name(call: impl FnOnce() -> c_int) -> c_int {
-    let marker = 0u8;
     let slot = thread_slot();
     // SAFETY: the slot is the thread's own.
     unsafe {
         let before = (*slot)[START];
-        (*slot)[START] = (&raw const marker).addr() as u64;
+        (*slot)[START] = crate::arch::stack_pointer() as u64;
         (*slot)[LET_GO] = 0;
         let result = call();
         (*slot)[START] = before;
@@ -51,11 +52,26 @@ pub(crate) fn must_go_on(context: &UserContext) -> bool {
     // SAFETY: the slot is the thread's own, as is the context.
     let (start, let_go, call) =
         unsafe { ((*slot)[START], (*slot)[LET_GO], context.about_to_call()) };
-    let inside = start != 0 && (context.machine.rsp as u64) < start;
-    if !inside || matches!(call, Some(nr::WAIT4 | nr::WAITID)) || let_go >= PATIENCE {
+    let inside = start != 0 && context.machine.rsp as u64 <= start;
+    let waits = matches!(call, Some(nr::WAIT4 | nr::WAITID));
+    if !(inside && !waits || compares_its_name(context)) || let_go >= PATIENCE {
         return false;
     }
     // SAFETY: as above.
     unsafe { (*slot)[LET_GO] = let_go + 1 };
     true
+}
+
+/// Whether the thread is in glibc's handler of the cancellation signal, which takes the signal only if
+/// it was sent by the process itself: it compares the sender with the answer of getpid(2).
+fn compares_its_name(context: &UserContext) -> bool {
+    const SIGCANCEL: i32 = 32;
+    /// Longer than the handler's code up to the comparison.
+    const BEFORE: usize = 128;
+    let rip = context.machine.rip;
+    let handler = signal::action(SIGCANCEL, None).map_or(0, |action| action.handler);
+    // SAFETY: the context is that of this thread, in its handler.
+    let answered =
+        || unsafe { context.follows_call() } && timed::number_before(rip) == Some(nr::GETPID);
+    handler > signal::SIG_IGN && (rip.wrapping_sub(handler) < BEFORE || answered())
 }

@@ -208,6 +208,9 @@ fn stop_all(
             // The last thread has ended, so the process is about to: this thread will be, too.
             None if users == 0 => pid,
             None => {
+                if !threads::collect_late_signals(own, deadline) {
+                    return Err(late(pid));
+                }
                 note_interrupted_calls(own, &asked);
                 return Ok((users, leader_gone));
             }

@@ -33,6 +33,12 @@ pub(crate) struct PerProcess {
     pub(crate) thawed_epoch: AtomicU32,
     /// Stopped threads wait while this does not change.
     pub(crate) thaw: AtomicU32,
+    /// 1 if a thread sent a signal to another during the freeze, before it stopped itself.
+    pub(crate) late_signal: AtomicU32,
+    /// 1 while stopped threads are to take such signals: `thaw` changes, and they go on waiting.
+    pub(crate) collecting: AtomicU32,
+    /// How many have.
+    pub(crate) collected: AtomicU32,
     /// Records in use.
     pub(crate) records: AtomicUsize,
     /// Records whose thread stands still.

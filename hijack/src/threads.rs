@@ -11,7 +11,7 @@
 //! ```
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
 use ulpm_sys::arch::{UserContext, nr, prctl, syscall};
@@ -123,12 +123,16 @@ pub(crate) fn stopped(own: &PerProcess) -> impl Iterator<Item = *mut Stopped> {
         .map(core::ptr::with_exposed_provenance_mut)
 }
 
+/// Whether a signal is a request to stop.
+fn is_freeze(info: &SigInfo) -> bool {
+    info.code == signal::SI_QUEUE && info.value >> 32 == FREEZE_COOKIE >> 32
+}
+
 /// Handler of the freeze signals.
 extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserContext) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO both pointers, into the signal frame.
     let (info, context) = unsafe { (&*info, &mut *context) };
-    let cookie = info.code == signal::SI_QUEUE && info.value >> 32 == FREEZE_COOKIE >> 32;
-    let Some(own) = process::own().filter(|_| cookie) else {
+    let Some(own) = process::own().filter(|_| is_freeze(info)) else {
         return pass_on(signo, info, context);
     };
     #[expect(clippy::cast_possible_truncation, reason = "the low half is the epoch")]
@@ -143,6 +147,14 @@ extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserCont
     let in_vdso = context.machine.rip.wrapping_sub(vdso) < process::VDSO[1].load(Ordering::Relaxed);
     let over = epoch == 0 || epoch <= own.thawed_epoch.load(Ordering::Acquire);
     if over || in_vdso || critical::must_go_on(context) {
+        // The signal queues: a thread that did not run for a while would be asked many times at once,
+        // and lose the patience of `must_go_on` without having gone on.
+        while let Some(other) = signal::take_pending(bit(signo)) {
+            if !is_freeze(&other) {
+                let _ = signal::queue_to_thread(ulpm_sys::getpid(), ulpm_sys::gettid(), &other);
+                break;
+            }
+        }
         // SAFETY: the context is that of this thread, in its handler.
         if unsafe { context.returned(Errno::INTR) } {
             let number = timed::number_before(context.machine.rip);
@@ -216,8 +228,45 @@ pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
     let thaw = unsafe { (*stopped).thaw };
     own.stopped.fetch_add(1, Ordering::AcqRel);
     ulpm_sys::futex_wake_all(&own.stopped);
-    while own.thaw.load(Ordering::Acquire) == thaw {
-        let _ = ulpm_sys::futex_wait(&own.thaw, thaw, None);
+    let mut seen = thaw;
+    loop {
+        let now = own.thaw.load(Ordering::Acquire);
+        if now == seen {
+            let _ = ulpm_sys::futex_wait(&own.thaw, now, None);
+        } else if own.collecting.load(Ordering::Acquire) != 0 {
+            seen = now;
+            // SAFETY: as above.
+            take_pending(unsafe { &mut *stopped });
+            own.collected.fetch_add(1, Ordering::AcqRel);
+            ulpm_sys::futex_wake_all(&own.collected);
+        } else {
+            return;
+        }
+    }
+}
+
+/// Has the stopped threads take the signals that have reached them since, up to `until` (monotonic ns);
+/// false if not all did.
+pub(crate) fn collect_late_signals(own: &PerProcess, until: i64) -> bool {
+    if own.late_signal.swap(0, Ordering::AcqRel) == 0 {
+        return true;
+    }
+    let count = u32::try_from(stopped(own).count()).unwrap_or(u32::MAX);
+    own.collected.store(0, Ordering::Relaxed);
+    own.collecting.store(1, Ordering::Release);
+    own.thaw.fetch_add(1, Ordering::AcqRel);
+    ulpm_sys::futex_wake_all(&own.thaw);
+    let all = wait_for(&own.collected, count, until);
+    own.collecting.store(0, Ordering::Release);
+    all
+}
+
+/// To be called behind a signal to another thread: one that has stopped already would lose it in a restart.
+pub(crate) fn signalled() {
+    if let Some(own) = process::own()
+        && own.freezing.load(Ordering::SeqCst) != 0
+    {
+        own.late_signal.store(1, Ordering::Release);
     }
 }
 
@@ -369,30 +418,37 @@ fn take_pending(stopped: &mut Stopped) {
     let leads = stopped.tid == ulpm_sys::getpid();
     let wanted = if leads { waiting } else { own & !shared };
     let wanted = wanted & !bit(signal::SIGKILL) & !bit(signal::SIGSTOP);
-    let mut kept = 0;
-    while kept < MAX_PENDING
-        && let Some(info) = signal::take_pending(wanted)
+    let table = process::table();
+    while stopped.pending_len < MAX_PENDING
+        && let Some(mut info) = signal::take_pending(wanted)
     {
         // A second freeze signal that came while the first was being handled.
-        if info.code == signal::SI_QUEUE && info.value >> 32 == FREEZE_COOKIE >> 32 {
+        if is_freeze(&info) {
             continue;
         }
-        stopped.pending[kept] = info;
-        kept += 1;
+        // Translated back when it is given back. glibc ignores a cancellation that another process sent.
+        if info.names_a_process() {
+            info.pid = table.map_or(info.pid, |table| table.virtual_of(info.pid));
+        }
+        stopped.pending[stopped.pending_len] = info;
+        stopped.pending_len += 1;
     }
-    stopped.pending_len = kept;
-    stopped.pending_shared = shared & !own;
+    stopped.pending_shared |= shared & !own;
 }
 
 fn give_back_pending(stopped: &Stopped) {
     let pid = ulpm_sys::getpid();
-    for info in &stopped.pending[..stopped.pending_len] {
+    let table = process::table();
+    for mut info in stopped.pending[..stopped.pending_len].iter().copied() {
+        if info.names_a_process() {
+            info.pid = table.map_or(info.pid, |table| table.real_of(info.pid));
+        }
         // A thread may send to itself what claims to come from the kernel; and the leading thread
         // to its process, whose id is its own.
         let sent = if stopped.pending_shared & bit(info.signo) != 0 && stopped.tid == pid {
-            signal::queue_to_process(pid, info)
+            signal::queue_to_process(pid, &info)
         } else {
-            signal::queue_to_thread(pid, stopped.tid, info)
+            signal::queue_to_thread(pid, stopped.tid, &info)
         };
         if sent == Err(Errno::AGAIN) {
             let _ = ulpm_sys::tgkill(pid, stopped.tid, info.signo);
@@ -444,8 +500,12 @@ fn scheduling() -> [u64; 7] {
 
 /// Waits until `count` threads stand still, or `until` (monotonic ns); true if they do.
 pub(crate) fn wait_stopped(own: &PerProcess, count: u32, until: i64) -> bool {
+    wait_for(&own.stopped, count, until)
+}
+
+fn wait_for(counter: &AtomicU32, count: u32, until: i64) -> bool {
     loop {
-        let now = own.stopped.load(Ordering::Acquire);
+        let now = counter.load(Ordering::Acquire);
         if now >= count {
             return true;
         }
@@ -453,7 +513,7 @@ pub(crate) fn wait_stopped(own: &PerProcess, count: u32, until: i64) -> bool {
         if left <= 0 {
             return false;
         }
-        let _ = ulpm_sys::futex_wait(&own.stopped, now, Some(Timespec::from_ns(left)));
+        let _ = ulpm_sys::futex_wait(counter, now, Some(Timespec::from_ns(left)));
     }
 }
 

@@ -32,8 +32,12 @@ pub const SA_ONSTACK: u64 = 0x0800_0000;
 pub const SA_RESTART: u64 = 0x1000_0000;
 /// A restorer is given.
 pub const SA_RESTORER: u64 = 0x0400_0000;
+/// `si_code` of kill(2).
+pub const SI_USER: i32 = 0;
 /// `si_code` of sigqueue(3).
 pub const SI_QUEUE: i32 = -1;
+/// `si_code` of tkill(2) and tgkill(2).
+pub const SI_TKILL: i32 = -6;
 
 /// The bit of a signal in a mask.
 #[must_use]
@@ -104,6 +108,13 @@ impl SigInfo {
     #[must_use]
     pub const fn zeroed() -> Self {
         Self::queued(0, 0)
+    }
+
+    /// Whether `pid` names a process: the sender, or the child that SIGCHLD is about.
+    #[must_use]
+    pub const fn names_a_process(&self) -> bool {
+        matches!(self.code, SI_USER | SI_QUEUE | SI_TKILL)
+            || (self.signo == SIGCHLD && self.code > 0)
     }
 }
 

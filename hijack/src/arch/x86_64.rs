@@ -219,6 +219,18 @@ pub(crate) fn thread_slot() -> *mut [u64; 8] {
     slot
 }
 
+/// The stack pointer. A local variable's address is no measure for it: in a function that calls no other
+/// it may lie below, in the red zone.
+#[inline(always)]
+pub(crate) fn stack_pointer() -> usize {
+    let sp;
+    // SAFETY: reads a register.
+    unsafe {
+        core::arch::asm!("mov {sp}, rsp", sp = out(reg) sp, options(nomem, nostack, preserves_flags));
+    }
+    sp
+}
+
 /// XCR0, the features whose registers the kernel saves, and the length of their save area.
 pub(crate) fn extended_state() -> (u64, u64) {
     let leaf1 = core::arch::x86_64::__cpuid(1);

@@ -94,6 +94,15 @@ unsafe fn direct(number: usize, args: [usize; 6]) -> c_int {
     }
 }
 
+/// Runs `call`, which sends a signal to a thread.
+fn signalling(call: impl FnOnce() -> c_int) -> c_int {
+    holding_name(|| {
+        let result = call();
+        threads::signalled();
+        result
+    })
+}
+
 fn word(value: c_int) -> usize {
     value as isize as usize
 }
@@ -104,7 +113,7 @@ fn word(value: c_int) -> usize {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_kill(thread: Pthread, signal: c_int) -> c_int {
     // SAFETY: see above.
-    holding_name(|| unsafe {
+    signalling(|| unsafe {
         match other_tid(thread) {
             None => PTHREAD_KILL.get()(thread, signal),
             Some(tid) => {
@@ -117,7 +126,7 @@ unsafe extern "C" fn pthread_kill(thread: Pthread, signal: c_int) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_sigqueue(thread: Pthread, signal: c_int, value: u64) -> c_int {
     // SAFETY: see above.
-    holding_name(|| unsafe {
+    signalling(|| unsafe {
         match other_tid(thread) {
             None => PTHREAD_SIGQUEUE.get()(thread, signal, value),
             Some(tid) => {
@@ -135,7 +144,7 @@ unsafe extern "C" fn pthread_sigqueue(thread: Pthread, signal: c_int, value: u64
 unsafe extern "C" fn pthread_cancel(thread: Pthread) -> c_int {
     const SIGCANCEL: c_int = 32;
     // SAFETY: see above.
-    holding_name(|| unsafe {
+    signalling(|| unsafe {
         let result = PTHREAD_CANCEL.get()(thread);
         // It has marked the thread; its signal went to the virtual id. glibc's handler looks at the
         // mark, and is there since the call.

@@ -147,15 +147,22 @@ impl UserContext {
     #[must_use]
     pub unsafe fn returned(&self, errno: crate::Errno) -> bool {
         let failed = 0usize.wrapping_sub(errno.raw().cast_unsigned() as usize);
-        if self.machine.rax != failed || self.machine.rip < 2 {
-            return false;
-        }
-        let before = core::ptr::with_exposed_provenance::<[u8; 2]>(self.machine.rip - 2);
-        // SAFETY: the instruction before the one to be executed next is mapped, since the thread was
-        // in a system call (the only way to get this value in rax by chance too reads code bytes at
-        // most two before the current instruction; at the start of a mapping such a read could
-        // fault, so the pair is only read when it shares the page with the instruction itself).
-        (self.machine.rip & (crate::PAGE - 1) >= 2)
+        // SAFETY: the caller vouches for the context.
+        self.machine.rax == failed && unsafe { self.follows_call() }
+    }
+
+    /// Whether the interrupted code stands just behind a system call.
+    ///
+    /// # Safety
+    ///
+    /// As [`UserContext::returned`].
+    #[must_use]
+    pub unsafe fn follows_call(&self) -> bool {
+        let before = self.machine.rip.wrapping_sub(SYSCALL_INSTRUCTION.len());
+        let before = core::ptr::with_exposed_provenance::<[u8; 2]>(before);
+        // SAFETY: the pair is only read when it shares the page with the instruction to be executed
+        // next, which is mapped.
+        self.machine.rip & (crate::PAGE - 1) >= SYSCALL_INSTRUCTION.len()
             && unsafe { before.read_unaligned() } == SYSCALL_INSTRUCTION
     }
 
