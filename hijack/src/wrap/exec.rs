@@ -157,12 +157,10 @@ fn variable<'a>(entry: &'a CStr, name: &[u8]) -> Option<&'a [u8]> {
 /// `given` is null or a null-terminated array of C strings.
 unsafe fn exec(given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
     let (Some(own), Some(table)) = (process::own(), process::table()) else { return call(given) };
-    // SAFETY: the caller vouches for the strings.
-    let environment = unsafe { Environment::of(given, table) };
     // A vfork child shares all this with its parent, who is not the one that goes away; it has no slot.
-    let slot = table.by_real(ulpm_sys::getpid());
+    let slot = || table.by_real(ulpm_sys::getpid());
     let mut mask = signal::block(bit(FREEZE_SIGNAL));
-    if slot.is_some() {
+    if slot().is_some() {
         // See `freeze::freeze` for the other side.
         own.execs.fetch_add(1, Ordering::SeqCst);
         while own.freezing.load(Ordering::SeqCst) != 0 {
@@ -174,6 +172,10 @@ unsafe fn exec(given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
             own.execs.fetch_add(1, Ordering::SeqCst);
         }
     }
+    // From here on we cannot be frozen, so neither the slot nor the table's path becomes another's.
+    let slot = slot();
+    // SAFETY: the caller vouches for the strings.
+    let environment = unsafe { Environment::of(given, table) };
     if let Some(slot) = slot {
         slot.set_state(SlotState::Exec);
     }
@@ -346,19 +348,19 @@ unsafe fn spawn(
     call: impl FnOnce(*mut c_int, Strings) -> c_int,
 ) -> c_int {
     let Some(table) = process::table() else { return call(pid, given) };
-    // SAFETY: the caller vouches for the strings.
-    let environment = unsafe { Environment::of(given, table) };
-    let result = holding_name(|| {
+    // The table's path is a name, too.
+    holding_name(|| {
+        // SAFETY: the caller vouches for the strings.
+        let environment = unsafe { Environment::of(given, table) };
         let mut real = 0;
         let result = call(&raw mut real, environment.strings);
         if result == 0 && !pid.is_null() {
             // SAFETY: the caller vouches for the pointer.
             unsafe { pid.write(fork::spawned(real)) };
         }
+        environment.give_back();
         result
-    });
-    environment.give_back();
-    result
+    })
 }
 
 #[unsafe(no_mangle)]

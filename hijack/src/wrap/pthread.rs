@@ -319,12 +319,15 @@ unsafe extern "C" fn pthread_create(
 ) -> c_int {
     // SAFETY: see above.
     unsafe {
-        if !process::is_restarted() {
+        let create = |start, argument| {
             let result = PTHREAD_CREATE.get()(thread, attributes, start, argument);
             if HAS_CREATED.swap(1, Ordering::Relaxed) == 0 && process::own().is_some() {
                 threads::install_handler(FREEZE_SIGNAL);
             }
-            return result;
+            result
+        };
+        if !process::is_restarted() {
+            return create(start, argument);
         }
         // A page of its own: this may be any thread, and the heap is the manager's.
         let flags = map::PRIVATE | map::ANONYMOUS;
@@ -332,7 +335,7 @@ unsafe extern "C" fn pthread_create(
         let Ok(page) = page else { return ulpm_sys::Errno::AGAIN.raw() };
         let created = ptr::with_exposed_provenance_mut::<Created>(page);
         created.write(Created { start, argument });
-        let result = PTHREAD_CREATE.get()(thread, attributes, begin, created.cast());
+        let result = create(begin, created.cast());
         if result != 0 {
             ulpm_sys::munmap(page, ulpm_sys::PAGE);
         }

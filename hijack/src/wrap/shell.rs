@@ -119,7 +119,6 @@ unsafe extern "C" fn system(command: *const c_char) -> c_int {
         // SAFETY: the caller vouches for the command.
         return unsafe { SYSTEM.get()(command) };
     }
-    mend_environ();
     let before = IGNORED.begin();
     let mask = signal::block(signal::bit(signal::SIGCHLD));
     let mut cancel_state = 0;
@@ -213,7 +212,6 @@ const RESERVED: *mut c_void = ptr::without_provenance_mut(1);
 /// ones are libc's, and cannot be closed after a restart.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn popen(command: *const c_char, mode: *const c_char) -> *mut c_void {
-    mend_environ();
     let claim = || {
         OPENED.iter().find(|entry| {
             let free = ptr::null_mut();
@@ -224,6 +222,7 @@ unsafe extern "C" fn popen(command: *const c_char, mode: *const c_char) -> *mut 
         })
     };
     let Some(entry) = process::table().and_then(|_| claim()) else {
+        mend_environ();
         // SAFETY: the caller vouches for the strings.
         return unsafe { POPEN.get()(command, mode) };
     };
@@ -260,6 +259,13 @@ unsafe fn open_shell(
     };
     let [read, write] = ulpm_sys::pipe(oflag::CLOEXEC)?;
     let (ours, theirs, number) = if reads { (read, write, 1) } else { (write, read, 0) };
+    // SAFETY: the descriptor is ours, and the mode a C string.
+    let stream = unsafe { fdopen(ours, if reads { c"r" } else { c"w" }.as_ptr()) };
+    if stream.is_null() {
+        ulpm_sys::close(ours);
+        ulpm_sys::close(theirs);
+        return Err(Errno::NOMEM);
+    }
     let mut actions = FileActions([0; 80]);
     let mut child = 0;
     // SAFETY: the actions are initialised before they are used and destroyed after; the vectors end
@@ -291,19 +297,14 @@ unsafe fn open_shell(
     };
     ulpm_sys::close(theirs);
     if error != 0 {
-        ulpm_sys::close(ours);
+        // SAFETY: the stream is ours, and nobody else has it.
+        unsafe { fclose(stream) };
         return Err(Errno::from_raw(error));
     }
     entry.child.store(child, Ordering::Relaxed);
     if keeps {
         const F_SETFD: c_int = 2;
-        ulpm_sys::fcntl(ours, F_SETFD, 0)?;
-    }
-    // SAFETY: the descriptor is ours, and the mode a C string.
-    let stream = unsafe { fdopen(ours, if reads { c"r" } else { c"w" }.as_ptr()) };
-    if stream.is_null() {
-        ulpm_sys::close(ours);
-        return Err(Errno::NOMEM);
+        let _ = ulpm_sys::fcntl(ours, F_SETFD, 0);
     }
     Ok(stream)
 }
