@@ -63,20 +63,11 @@ pub struct Scan {
 pub enum Action {
     /// Send the freeze signal, so that a manager starts.
     Wake(Pid),
-    /// Send the freeze signal to every user thread, and then SIGCONT.
-    WakeStopped {
-        /// Whose.
-        pid: Pid,
-        /// Its manager does not know, so the coordinator has to stop it again after the thaw.
-        restop: bool,
-    },
+    /// Send the freeze signal to every user thread, and then SIGCONT; after the thaw, the process is to be
+    /// stopped again.
+    WakeStopped(Pid),
     /// Send `Freeze` to the manager.
-    Freeze {
-        /// Whose.
-        pid: Pid,
-        /// `WakeStopped` came before.
-        stopped: bool,
-    },
+    Freeze(Pid),
 }
 
 /// What the driver waits for.
@@ -100,9 +91,9 @@ enum Phase {
     /// It cannot be told yet: between execve and our constructor.
     Unreached,
     /// The signal is on its way; its manager will connect.
-    Woken { stopped: bool },
+    Woken,
     /// It was told.
-    Asked { stopped: bool },
+    Asked,
     /// It stands still.
     Frozen,
 }
@@ -193,7 +184,7 @@ impl Freeze {
         }
         let floor = if !self.strangers.is_empty() || self.any(|phase| phase == Phase::Unreached) {
             SCAN_SOONEST
-        } else if self.any(|phase| matches!(phase, Phase::Woken { .. })) {
+        } else if self.any(|phase| phase == Phase::Woken) {
             SCAN_WOKEN
         } else {
             SCAN_ASKED
@@ -207,15 +198,9 @@ impl Freeze {
 
     /// A manager has said `Hello`.
     pub fn connected(&mut self, pid: Pid) -> Vec<Action> {
-        let phase = self.members.entry(pid).or_insert(Phase::Unreached);
-        let stopped = match *phase {
-            Phase::Unreached => false,
-            Phase::Woken { stopped } => stopped,
-            // Its connection broke and it is back before that was heard of.
-            Phase::Asked { .. } | Phase::Frozen => false,
-        };
-        *phase = Phase::Asked { stopped };
-        vec![Action::Freeze { pid, stopped }]
+        // Whatever it was: its connection may have broken, and it is back before that was heard of.
+        self.members.insert(pid, Phase::Asked);
+        vec![Action::Freeze(pid)]
     }
 
     /// A manager has said `Frozen`.
@@ -250,13 +235,6 @@ impl Freeze {
             .collect()
     }
 
-    /// Those who were stopped by a signal, have been continued, and have no manager to stop them again.
-    #[must_use]
-    pub fn continued(&self) -> BTreeSet<Pid> {
-        let continued = |phase: &Phase| matches!(phase, Phase::Woken { stopped: true });
-        self.members.iter().filter(|&(_, phase)| continued(phase)).map(|(&pid, _)| pid).collect()
-    }
-
     /// Those who are waited for.
     #[must_use]
     pub fn missing(&self) -> Missing {
@@ -267,7 +245,7 @@ impl Freeze {
                 Phase::Unreached => {
                     missing.silent.insert(pid);
                 }
-                Phase::Woken { .. } | Phase::Asked { .. } => {
+                Phase::Woken | Phase::Asked => {
                     missing.running.insert(pid);
                 }
             }
@@ -281,24 +259,19 @@ fn reach(phase: Phase, seen: &Seen, actions: &mut Vec<Action>) -> Phase {
     match phase {
         Phase::Unreached if connected => {
             if stopped {
-                actions.push(Action::WakeStopped { pid, restop: false });
+                actions.push(Action::WakeStopped(pid));
             }
-            actions.push(Action::Freeze { pid, stopped });
-            Phase::Asked { stopped }
+            actions.push(Action::Freeze(pid));
+            Phase::Asked
         }
         Phase::Unreached if live => {
-            let wake = Action::WakeStopped { pid, restop: false };
-            actions.push(if stopped { wake } else { Action::Wake(pid) });
-            Phase::Woken { stopped }
+            actions.push(if stopped { Action::WakeStopped(pid) } else { Action::Wake(pid) });
+            Phase::Woken
         }
         // It was stopped before the signal or our message reached it.
-        Phase::Woken { stopped: false } if stopped => {
-            actions.push(Action::WakeStopped { pid, restop: false });
-            Phase::Woken { stopped: true }
-        }
-        Phase::Asked { stopped: before } if stopped => {
-            actions.push(Action::WakeStopped { pid, restop: !before });
-            Phase::Asked { stopped: before }
+        Phase::Woken | Phase::Asked if stopped => {
+            actions.push(Action::WakeStopped(pid));
+            phase
         }
         other => other,
     }
@@ -430,9 +403,9 @@ mod tests {
         assert!(matches!(freeze.step(now), Step::Scan { .. }));
         let both = scan(&[Seen { connected: true, ..seen(1) }, seen(2)]);
         let actions = freeze.scanned(&both, now, now);
-        assert_eq!(actions, [Action::Freeze { pid: Pid(1), stopped: false }, Action::Wake(Pid(2))]);
+        assert_eq!(actions, [Action::Freeze(Pid(1)), Action::Wake(Pid(2))]);
         let actions = freeze.connected(Pid(2));
-        assert_eq!(actions, [Action::Freeze { pid: Pid(2), stopped: false }]);
+        assert_eq!(actions, [Action::Freeze(Pid(2))]);
         freeze.frozen(Pid(1));
         assert!(matches!(freeze.step(now), Step::Wait(_)));
         freeze.frozen(Pid(2));
@@ -488,23 +461,22 @@ mod tests {
         let exec = Seen { live: false, ..seen(1) };
         assert!(freeze.scanned(&scan(&[exec]), now, now).is_empty());
         assert_eq!(freeze.missing().silent, BTreeSet::from([Pid(1)]));
-        assert_eq!(freeze.connected(Pid(1)), [Action::Freeze { pid: Pid(1), stopped: false }]);
+        assert_eq!(freeze.connected(Pid(1)), [Action::Freeze(Pid(1))]);
     }
 
     #[test]
-    fn a_stopped_process_is_woken_and_its_manager_told_why() {
+    fn a_stopped_process_is_woken() {
         let (mut freeze, now) = freeze();
         let stopped = Seen { stopped: true, ..seen(1) };
         let actions = freeze.scanned(&scan(&[stopped]), now, now);
-        assert_eq!(actions, [Action::WakeStopped { pid: Pid(1), restop: false }]);
+        assert_eq!(actions, [Action::WakeStopped(Pid(1))]);
         let actions = freeze.connected(Pid(1));
-        assert_eq!(actions, [Action::Freeze { pid: Pid(1), stopped: true }]);
+        assert_eq!(actions, [Action::Freeze(Pid(1))]);
         let late = Seen { connected: true, ..seen(2) };
         freeze.scanned(&scan(&[stopped, late]), now, now);
         let late = Seen { stopped: true, ..late };
         let actions = freeze.scanned(&scan(&[late]), now, now);
-        let wake = Action::WakeStopped { pid: Pid(2), restop: true };
-        assert_eq!(actions, [wake], "it was stopped after it was told");
+        assert_eq!(actions, [Action::WakeStopped(Pid(2))], "it was stopped after it was told");
     }
 
     #[test]

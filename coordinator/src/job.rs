@@ -19,7 +19,8 @@ use ulpm_control::manifest::{self, Manifest, ProcessEntry};
 use ulpm_control::message::{self, Checkpointed, Migrated, Progress};
 use ulpm_control::{JobId, host};
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_SYNC, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM, Zombie,
+    CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM,
+    Zombie,
 };
 use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState};
 
@@ -40,6 +41,10 @@ pub(crate) const STUCK: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the status of the root is waited for when no process is left.
 const LAST_WORD: Duration = Duration::from_secs(5);
+/// How long a manager may take to stop its process again.
+const STOP_SELF: Duration = Duration::from_millis(50);
+/// How long a process may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// How long the processes of a restart may take.
 pub(crate) const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often progress is reported.
@@ -198,7 +203,9 @@ pub(crate) struct Job {
     replaced: Vec<Manager>,
     /// Members whose identity was proved, with their start times.
     proved: HashMap<i32, u64>,
-    restop: BTreeSet<Pid>,
+    /// Processes that were stopped by a signal and were continued for a freeze, or are being restarted: the
+    /// thaw stops them again.
+    stopped: BTreeSet<Pid>,
     launchers: u32,
     doing: &'static str,
     last_error: Option<String>,
@@ -228,7 +235,7 @@ impl Job {
             writing: HashMap::new(),
             replaced: Vec::new(),
             proved: HashMap::new(),
-            restop: BTreeSet::new(),
+            stopped: BTreeSet::new(),
             launchers: 0,
             doing: "running",
             last_error: None,
@@ -418,15 +425,16 @@ impl Job {
         if self.table.table().handover() == Handover::Committed {
             self.send(Pid(hello.real), ToManager::End).await;
         } else if hello.restored {
+            if hello.stopped {
+                self.stopped.insert(Pid(hello.real));
+            }
             match &mut self.restoring {
                 Some(restoring) => {
                     restoring.missing.remove(&hello.virt);
                     self.restored_step().await;
                 }
                 // Its coordinator died after all were ready.
-                None if self.table.table().handover() == Handover::None => {
-                    self.send(Pid(hello.real), ToManager::Thaw).await;
-                }
+                None if self.table.table().handover() == Handover::None => self.thaw().await,
                 None => {}
             }
         }
@@ -450,10 +458,7 @@ impl Job {
     }
 
     async fn release(&mut self) {
-        let pids: Vec<_> = self.managers.keys().map(|&pid| Pid(pid)).collect();
-        for pid in pids {
-            self.send(pid, ToManager::Thaw).await;
-        }
+        self.thaw().await;
         self.doing = "running";
         if let Some(restoring) = self.restoring.take() {
             let _ = restoring.answer.send(Ok(()));
@@ -837,7 +842,6 @@ impl Job {
                 Ok(Frozen { since, processes })
             }
             Err(error) => {
-                self.restop.extend(barrier.continued());
                 self.thaw().await;
                 Err(error)
             }
@@ -904,21 +908,19 @@ impl Job {
         for &action in actions {
             match action {
                 Action::Wake(pid) => self.wake(pid),
-                Action::WakeStopped { pid, restop } => {
+                Action::WakeStopped(pid) => {
                     for thread in process::user_threads(pid.0) {
                         self.signal(pid, thread.pid, epoch);
                     }
-                    if restop {
-                        self.restop.insert(pid);
-                    }
+                    self.stopped.insert(pid);
                     let _ = kill(RealPid::from_raw(pid.0), Signal::SIGCONT);
                 }
-                Action::Freeze { pid, stopped } => {
+                Action::Freeze(pid) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     let message = ToManager::Freeze {
                         epoch,
                         deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-                        flags: if stopped { FREEZE_STOPPED } else { 0 },
+                        flags: if self.stopped.contains(&pid) { FREEZE_STOPPED } else { 0 },
                     };
                     self.send(pid, message).await;
                 }
@@ -945,14 +947,33 @@ impl Job {
         }
     }
 
+    /// What a manager has to know for its capture besides the kind of that.
+    pub(crate) fn capture_flags(&self, pid: Pid) -> u32 {
+        if self.stopped.contains(&pid) { CAPTURE_STOPPED } else { 0 }
+    }
+
     /// Lets everybody go on.
     pub(crate) async fn thaw(&mut self) {
         let pids: Vec<_> = self.managers.keys().map(|&pid| Pid(pid)).collect();
         for pid in pids {
             self.send(pid, ToManager::Thaw).await;
         }
-        for pid in std::mem::take(&mut self.restop) {
-            let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
+        // Until they are stopped again, another freeze would take them for running.
+        let began = Instant::now();
+        loop {
+            self.stopped.retain(|pid| {
+                Stat::of(pid.0).is_some_and(|stat| !stat.is_stopped() && !stat.is_zombie())
+            });
+            if self.stopped.is_empty() || began.elapsed() > STOP_LIMIT {
+                return self.stopped.clear();
+            }
+            // One that has no manager, or whose manager was not told.
+            if began.elapsed() > STOP_SELF {
+                for pid in &self.stopped {
+                    let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -1190,6 +1211,7 @@ impl Job {
                 Entry::Vacant(entry) => entry.insert(partial.image(process.virt)?),
             };
             let zombies = encode_zombies(&process.zombies);
+            let flags = flags | self.capture_flags(process.pid);
             let message = ToManager::Capture { flags, zombies: &zombies };
             self.send_with(process.pid, message, Some(file.as_fd())).await;
         }

@@ -35,6 +35,7 @@ pub(crate) struct Hello {
     pub(crate) real: i32,
     pub(crate) virt: i32,
     pub(crate) restored: bool,
+    pub(crate) stopped: bool,
 }
 
 /// A connected manager.
@@ -108,8 +109,8 @@ impl Manager {
     pub(crate) async fn hello(&self, first: [u8; 4]) -> io::Result<Option<Hello>> {
         let Some((kind, payload)) = self.frame(Some(first)).await? else { return Ok(None) };
         match FromManager::decode(kind, &payload).map_err(invalid)? {
-            FromManager::Hello { version, job, real, virt, restored } => {
-                Ok(Some(Hello { version, job, real, virt, restored }))
+            FromManager::Hello { version, job, real, virt, restored, stopped } => {
+                Ok(Some(Hello { version, job, real, virt, restored, stopped }))
             }
             other => Err(io::Error::new(
                 io::ErrorKind::InvalidData,

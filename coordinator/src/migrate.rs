@@ -476,7 +476,8 @@ impl Job {
             let (reader, writer) = pipe()?;
             transfer.start(address, token, process.virt, reader, &done);
             let zombies = encode_zombies(&process.zombies);
-            let message = ToManager::Capture { flags: CAPTURE_HOLD, zombies: &zombies };
+            let flags = CAPTURE_HOLD | self.capture_flags(process.pid);
+            let message = ToManager::Capture { flags, zombies: &zombies };
             self.send_with(process.pid, message, Some(writer.as_fd())).await;
         }
         drop(done);

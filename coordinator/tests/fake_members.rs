@@ -191,6 +191,7 @@ impl Member {
                         real: pid,
                         virt,
                         restored,
+                        stopped: false,
                     };
                     say(&stream, hello);
                     let _ = ready.send(());

@@ -8,8 +8,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_SYNC, FREEZE_STOPPED, Failure, FrameHeader, FromManager, HEADER_LEN,
-    MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
+    CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, FrameHeader, FromManager,
+    HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
 };
 use ulpm_protocol::table::{Handover, Table};
 use ulpm_sys::arch::{nr, syscall};
@@ -135,6 +135,7 @@ impl Manager {
             real: ulpm_sys::getpid(),
             virt: process::virtual_pid(self.own),
             restored: self.restored != 0,
+            stopped: self.restored != 0 && crate::restart::will_stop(),
         };
         if self.send(&hello).is_err() {
             return;
@@ -203,6 +204,9 @@ impl Manager {
         zombies: &[u8],
         sink: Option<&Sink>,
     ) -> Result<(), Disconnected> {
+        if let Some(frozen) = &mut self.frozen {
+            frozen.stopped |= flags & CAPTURE_STOPPED != 0;
+        }
         match self.try_capture(flags, zombies, sink) {
             Ok(Captured { snapped, writer, written }) => {
                 self.writer = writer;

@@ -97,6 +97,11 @@ unsafe fn become_leader(stopped: *mut Stopped) -> ! {
     }
 }
 
+/// Whether the process stops when it first thaws.
+pub(crate) fn will_stop() -> bool {
+    STOPPED.load(Ordering::Relaxed) != 0
+}
+
 /// What remains to be done when all threads are back: nobody stands in the window any more, and time
 /// begins to pass.
 pub(crate) fn before_first_thaw() {

@@ -50,6 +50,8 @@ pub const FREEZE_STOPPED: u32 = 1;
 pub const CAPTURE_HOLD: u32 = 1;
 /// `Capture`: the descriptor is a regular file, to be made durable before `Written`.
 pub const CAPTURE_SYNC: u32 = 2;
+/// `Capture`: as [`FREEZE_STOPPED`], for a process that was stopped after it was told to freeze.
+pub const CAPTURE_STOPPED: u32 = 4;
 
 /// Why a frame cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +153,8 @@ pub enum FromManager<'a> {
         virt: i32,
         /// Whether the process was just restarted, and waits for `Thaw`.
         restored: bool,
+        /// Whether it will stop itself at that `Thaw`, for it was stopped when it was saved.
+        stopped: bool,
     },
     /// Every user thread stands still.
     Frozen {
@@ -254,12 +258,12 @@ impl<'a> FromManager<'a> {
     pub fn encode(&self, buffer: &mut [u8; HEADER_LEN + MAX_PAYLOAD]) -> usize {
         let mut out = Writer::new(buffer);
         let kind = match *self {
-            Self::Hello { version, job, real, virt, restored } => {
+            Self::Hello { version, job, real, virt, restored, stopped } => {
                 out.put(&version.to_le_bytes());
                 out.put(&job.to_le_bytes());
                 out.put(&real.to_le_bytes());
                 out.put(&virt.to_le_bytes());
-                out.put(&[u8::from(restored)]);
+                out.put(&[u8::from(restored), u8::from(stopped)]);
                 HELLO
             }
             Self::Frozen { threads } => {
@@ -295,6 +299,7 @@ impl<'a> FromManager<'a> {
                 real: fields.i32()?,
                 virt: fields.i32()?,
                 restored: fields.bool()?,
+                stopped: fields.bool()?,
             },
             FROZEN => Self::Frozen { threads: fields.u32()? },
             SNAPPED => Self::Snapped,
@@ -421,8 +426,14 @@ mod tests {
     #[test]
     fn every_message_comes_back_as_it_was_and_no_prefix_does() {
         let mut buffer = [0; HEADER_LEN + MAX_PAYLOAD];
-        let hello =
-            FromManager::Hello { version: VERSION, job: 7, real: 100, virt: 50, restored: true };
+        let hello = FromManager::Hello {
+            version: VERSION,
+            job: 7,
+            real: 100,
+            virt: 50,
+            restored: true,
+            stopped: false,
+        };
         for message in [
             hello,
             FromManager::Frozen { threads: 3 },
