@@ -65,6 +65,8 @@ pub(crate) fn freeze(
     // Sequentially consistent, as is the other side in `wrap::exec`: either we see the exec that is
     // under way, or it sees the freeze and waits.
     own.freezing.store(1, Ordering::SeqCst);
+    // Whoever was about to lose an old coordinator may have taken the new one's freeze for a part of that.
+    own.thawed_epoch.store(epoch.saturating_sub(1), Ordering::Release);
     let borrowed = Borrowed::take(own);
     let result = stop_all(own, epoch, deadline, &borrowed);
     borrowed.give_back();

@@ -272,10 +272,6 @@ impl Guest<'_> {
     ///
     /// When something is still there after the deadline.
     pub fn kill_tree(&self) -> Result<i32> {
-        // The root first, so that it sees none of its children die.
-        if let Ok(root) = self.real_pid() {
-            kill_hard(root);
-        }
         kill_all(|| self.members().unwrap_or_default())?;
         let code = self.running().wait(DEADLINE)?;
         self.wait_forgotten()?;
