@@ -105,7 +105,7 @@ impl Borrowed {
             return none;
         };
         // An exec resets dispositions: a signal that arrives behind it would end the new program.
-        if wanted == FREEZE_SIGNAL || own.execs.load(Ordering::SeqCst) != 0 {
+        if wanted == FREEZE_SIGNAL || own.signal_users.load(Ordering::SeqCst) != 0 {
             return none;
         }
         match signal::action(wanted, None) {

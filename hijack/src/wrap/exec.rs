@@ -162,14 +162,14 @@ unsafe fn exec(given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
     let mut mask = signal::block(bit(FREEZE_SIGNAL));
     if slot().is_some() {
         // See `freeze::freeze` for the other side.
-        own.execs.fetch_add(1, Ordering::SeqCst);
+        own.signal_users.fetch_add(1, Ordering::SeqCst);
         while own.freezing.load(Ordering::SeqCst) != 0 {
             // Let it happen first.
-            own.execs.fetch_sub(1, Ordering::SeqCst);
+            own.signal_users.fetch_sub(1, Ordering::SeqCst);
             signal::set_mask(mask);
             ulpm_sys::sched_yield();
             mask = signal::block(bit(FREEZE_SIGNAL));
-            own.execs.fetch_add(1, Ordering::SeqCst);
+            own.signal_users.fetch_add(1, Ordering::SeqCst);
         }
     }
     // From here on we cannot be frozen, so neither the slot nor the table's path becomes another's.
@@ -182,7 +182,7 @@ unsafe fn exec(given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
     let result = call(environment.strings);
     if let Some(slot) = slot {
         slot.set_state(SlotState::Live);
-        own.execs.fetch_sub(1, Ordering::SeqCst);
+        own.signal_users.fetch_sub(1, Ordering::SeqCst);
     }
     signal::set_mask(mask);
     environment.give_back();

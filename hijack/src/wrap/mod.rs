@@ -15,4 +15,5 @@ mod paths;
 mod pthread;
 mod scheduling;
 pub(crate) mod shell;
+mod signals;
 mod wait;
