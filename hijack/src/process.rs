@@ -206,19 +206,30 @@ fn environment(name: &str) -> Option<&'static CStr> {
     None
 }
 
+/// Finds the vDSO by the auxiliary vector, and its length by its ELF header, behind whose sections nothing
+/// follows.
 fn find_vdso() {
-    let mut buffer = [0; ulpm_sys::PAGE];
-    let Ok(fd) = ulpm_sys::open(c"/proc/self/maps", oflag::RDONLY | oflag::CLOEXEC) else { return };
-    let mut lines = crate::capture::text::Lines::new(fd, &mut buffer);
-    while let Some(line) = lines.next() {
-        if let Some(line) = ulpm_sys::proc::MapsLine::parse(line)
-            && line.name == b"[vdso]"
-        {
-            VDSO[0].store(line.start, Ordering::Relaxed);
-            VDSO[1].store(line.end - line.start, Ordering::Relaxed);
-        }
+    const AT_SYSINFO_EHDR: usize = 33;
+    /// `Elf64_Ehdr`: `e_shoff`, `e_shentsize` and `e_shnum`.
+    const SECTIONS: (usize, usize, usize) = (40, 58, 60);
+    #[link(name = "c")]
+    unsafe extern "C" {
+        fn getauxval(kind: usize) -> usize;
     }
-    ulpm_sys::close(fd);
+    // SAFETY: the call takes a number.
+    let start = unsafe { getauxval(AT_SYSINFO_EHDR) };
+    if start == 0 {
+        return;
+    }
+    let header = ptr::with_exposed_provenance::<u8>(start);
+    // SAFETY: the kernel has mapped the vDSO there, which begins with an aligned ELF header.
+    let len = unsafe {
+        let half = |at| usize::from(header.add(at).cast::<u16>().read_unaligned());
+        header.add(SECTIONS.0).cast::<usize>().read_unaligned()
+            + half(SECTIONS.1) * half(SECTIONS.2)
+    };
+    VDSO[0].store(start, Ordering::Relaxed);
+    VDSO[1].store(len.next_multiple_of(ulpm_sys::PAGE), Ordering::Relaxed);
 }
 
 /// glibc exports where it registered its rseq areas since 2.35; older ones register none.

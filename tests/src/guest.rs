@@ -8,6 +8,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::capture::{complete_lines, has_line};
 use crate::process::{self, Process, kill_all, kill_hard};
 use crate::{Capture, DEADLINE, Host, Lab, Result, ensure, until};
@@ -273,6 +276,8 @@ impl Guest<'_> {
     /// When something is still there after the deadline.
     pub fn kill_tree(&self) -> Result<i32> {
         kill_all(|| self.members().unwrap_or_default())?;
+        // script(1) stops when it sees its child stopped, as all were before they were killed.
+        let _ = kill(Pid::from_raw(self.launcher_pid()), Signal::SIGCONT);
         let code = self.running().wait(DEADLINE)?;
         self.wait_forgotten()?;
         Ok(code)
