@@ -41,10 +41,8 @@ pub(crate) const STUCK: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the status of the root is waited for when no process is left.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// How long a manager may take to stop its process again.
-const STOP_SELF: Duration = Duration::from_millis(50);
-/// How long a process may take to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// How long a process may take to stop; longer if somebody continues it at once.
+const STOP_LIMIT: Duration = Duration::from_millis(300);
 /// How long the processes of a restart may take.
 pub(crate) const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often progress is reported.
@@ -204,8 +202,8 @@ pub(crate) struct Job {
     /// Members whose identity was proved, with their start times.
     proved: HashMap<i32, u64>,
     /// Processes that were stopped by a signal and were continued for a freeze, or are being restarted: the
-    /// thaw stops them again.
-    stopped: BTreeSet<Pid>,
+    /// thaw stops them again. True if the manager knows, and does it.
+    stopped: BTreeMap<Pid, bool>,
     launchers: u32,
     doing: &'static str,
     last_error: Option<String>,
@@ -235,7 +233,7 @@ impl Job {
             writing: HashMap::new(),
             replaced: Vec::new(),
             proved: HashMap::new(),
-            stopped: BTreeSet::new(),
+            stopped: BTreeMap::new(),
             launchers: 0,
             doing: "running",
             last_error: None,
@@ -426,7 +424,7 @@ impl Job {
             self.send(Pid(hello.real), ToManager::End).await;
         } else if hello.restored {
             if hello.stopped {
-                self.stopped.insert(Pid(hello.real));
+                self.stopped.insert(Pid(hello.real), true);
             }
             match &mut self.restoring {
                 Some(restoring) => {
@@ -912,7 +910,7 @@ impl Job {
                     for thread in process::user_threads(pid.0) {
                         self.signal(pid, thread.pid, epoch);
                     }
-                    self.stopped.insert(pid);
+                    self.stopped.entry(pid).or_insert(false);
                     let _ = kill(RealPid::from_raw(pid.0), Signal::SIGCONT);
                 }
                 Action::Freeze(pid) => {
@@ -920,7 +918,7 @@ impl Job {
                     let message = ToManager::Freeze {
                         epoch,
                         deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-                        flags: if self.stopped.contains(&pid) { FREEZE_STOPPED } else { 0 },
+                        flags: if self.tell_stopped(pid) { FREEZE_STOPPED } else { 0 },
                     };
                     self.send(pid, message).await;
                 }
@@ -948,8 +946,13 @@ impl Job {
     }
 
     /// What a manager has to know for its capture besides the kind of that.
-    pub(crate) fn capture_flags(&self, pid: Pid) -> u32 {
-        if self.stopped.contains(&pid) { CAPTURE_STOPPED } else { 0 }
+    pub(crate) fn capture_flags(&mut self, pid: Pid) -> u32 {
+        if self.tell_stopped(pid) { CAPTURE_STOPPED } else { 0 }
+    }
+
+    /// Whether the thaw is to stop a process again: then its manager is being told.
+    fn tell_stopped(&mut self, pid: Pid) -> bool {
+        self.stopped.get_mut(&pid).map(|told| *told = true).is_some()
     }
 
     /// Lets everybody go on.
@@ -958,20 +961,18 @@ impl Job {
         for pid in pids {
             self.send(pid, ToManager::Thaw).await;
         }
+        let mut stopping = std::mem::take(&mut self.stopped);
+        for (pid, _) in stopping.iter().filter(|&(_, &told)| !told) {
+            let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
+        }
         // Until they are stopped again, another freeze would take them for running.
         let began = Instant::now();
-        loop {
-            self.stopped.retain(|pid| {
+        while began.elapsed() < STOP_LIMIT {
+            stopping.retain(|pid, _| {
                 Stat::of(pid.0).is_some_and(|stat| !stat.is_stopped() && !stat.is_zombie())
             });
-            if self.stopped.is_empty() || began.elapsed() > STOP_LIMIT {
-                return self.stopped.clear();
-            }
-            // One that has no manager, or whose manager was not told.
-            if began.elapsed() > STOP_SELF {
-                for pid in &self.stopped {
-                    let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
-                }
+            if stopping.is_empty() {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
