@@ -69,14 +69,11 @@ pub(crate) fn freeze(
     own.thawed_epoch.store(epoch.saturating_sub(1), Ordering::Release);
     let borrowed = Borrowed::take(own);
     let result = stop_all(own, epoch, deadline, &borrowed);
-    borrowed.give_back();
-    match result {
-        Ok(stopped) => Ok(stopped),
-        Err(failed) => {
-            thaw(own, epoch);
-            Err(failed)
-        }
+    if result.is_err() {
+        borrowed.take_back_requests();
     }
+    borrowed.give_back();
+    result.inspect_err(|_| thaw(own, epoch))
 }
 
 /// Lets all threads go on.
@@ -115,6 +112,19 @@ impl Borrowed {
                 Self { signal: Some(wanted) }
             }
             _ => none,
+        }
+    }
+
+    /// Withdraws what a thread that did not stop has not yet taken: at the default disposition it would end
+    /// the program.
+    fn take_back_requests(&self) {
+        let ignore = Action { handler: signal::SIG_IGN, ..Action::default() };
+        // The kernel drops what waits of a signal that becomes ignored.
+        if let Some(signal) = self.signal
+            && signal::action(signal, None).is_ok_and(|action| threads::is_ours(&action))
+            && signal::action(signal, Some(&ignore)).is_ok()
+        {
+            threads::install_handler(signal);
         }
     }
 

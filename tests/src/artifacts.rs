@@ -93,7 +93,11 @@ fn lock(path: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
 }
 
-/// Path of the compiled guest `name`, after it was compiled. `NAME-static` is linked statically.
+/// What a guest's name can end in, and what the compiler is given for it.
+const VARIANTS: [(&str, &str); 2] = [("-static", "-static"), ("-asan", "-fsanitize=address")];
+
+/// Path of the compiled guest `name`, after it was compiled. `NAME-static` is linked statically, `NAME-asan`
+/// has AddressSanitizer.
 ///
 /// # Errors
 ///
@@ -112,7 +116,8 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let _lock = lock(&dir.join(".lock"))?;
     let output = dir.join(name);
-    let stem = name.strip_suffix("-static").unwrap_or(name);
+    let variant = VARIANTS.iter().find_map(|(end, flag)| Some((name.strip_suffix(end)?, *flag)));
+    let stem = variant.map_or(name, |(stem, _)| stem);
     let folder = sources().join("guests");
     let c = folder.join(format!("{stem}.c"));
     let is_c = c.exists();
@@ -132,9 +137,7 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
     if name == "openmp" {
         compiler.arg("-fopenmp");
     }
-    if name != stem {
-        compiler.arg("-static");
-    }
+    compiler.args(variant.map(|(_, flag)| flag));
     let half = dir.join(format!(".{name}.half"));
     compiler.arg("-o").arg(&half).arg(&source).arg("-lm");
     let result = compiler.output().map_err(|error| format!("cannot run {compiler:?}: {error}"))?;
@@ -168,7 +171,10 @@ pub fn prepare(dir: &Path) -> Result {
             fs::copy(guest_path(name)?, guests.join(name))?;
         }
     }
-    fs::copy(guest_path("counter-static")?, guests.join("counter-static"))?;
+    for (end, _) in VARIANTS {
+        let name = format!("counter{end}");
+        fs::copy(guest_path(&name)?, guests.join(name))?;
+    }
     copy_tree(&sources().join("programs"), &dir.join("tests/programs"))
 }
 

@@ -450,7 +450,12 @@ impl Lab {
         Ok(checkpoint)
     }
 
-    fn checkpoint_with(&self, guest: &Guest<'_>, options: &[&str]) -> Result<Checkpoint> {
+    /// `ulpm_command --checkpoint` for one job, with further options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::checkpoint`].
+    pub fn checkpoint_with(&self, guest: &Guest<'_>, options: &[&str]) -> Result<Checkpoint> {
         let arguments = [&["--json", "--checkpoint"], options, &[&*guest.name]].concat();
         let said = self.tool(guest.host, "ulpm_command", &arguments)?;
         let checkpoint = Checkpoint::parse(&said.success()?)?;

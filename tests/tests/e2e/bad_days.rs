@@ -216,3 +216,46 @@ fn program_that_is_stopped_is_saved_as_stopped() -> Result {
         Ok(())
     })
 }
+
+#[test]
+fn thread_in_uninterruptible_sleep_is_named_and_unharmed() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("vfork_sleeper", 3))?;
+        guest.set_limit(0)?;
+        guest.wait_for("ok")?;
+        let pid = guest.real_pid()?;
+        ulpm_tests::until("the program to sleep", ulpm_tests::DEADLINE, || {
+            let state = ulpm_tests::Process::read(pid).map(|process| process.state);
+            Ok((state == Some('D')).then_some(()))
+        })?;
+        let said = lab.tool(0, "ulpm_command", &["--checkpoint", &guest.name])?;
+        said.failure(&["did not stop", "state D", "VFORK", "try again"])?;
+        no_traces(&lab.images(), 0)?;
+        guest.set_free()?;
+        guest.finish()?.expect_code(0)?;
+        Ok(())
+    })
+}
+
+/// Where no copy of the process can be forked, it writes its image itself.
+#[test]
+fn program_that_may_not_fork_is_saved_while_it_stands_still() -> Result {
+    if is_root() {
+        println!("root may always fork: the run as an unprivileged user shows this");
+        return Ok(());
+    }
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("random_memory", 1000).arg("16"))?;
+        guest.wait_step(3)?;
+        let pid = guest.real_pid()?.to_string();
+        let status = Command::new("prlimit").args(["--pid", &pid, "--nproc=1"]).status()?;
+        ensure!(status.success(), "prlimit: {status}");
+        let checkpoint = lab.checkpoint(&guest)?;
+        goes_on(&guest)?;
+        guest.kill_tree()?;
+        let twin = lab.restart(&guest, &checkpoint.path)?;
+        twin.wait_step(6)?;
+        twin.kill_tree()?;
+        Ok(())
+    })
+}

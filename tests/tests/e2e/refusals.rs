@@ -52,6 +52,11 @@ fn statically_linked_program() -> Result {
 }
 
 #[test]
+fn program_with_address_sanitizer() -> Result {
+    Lab::one_host(|lab| refused(lab, &guest_path("counter-asan")?, 78, &["AddressSanitizer"]))
+}
+
+#[test]
 fn program_for_another_machine() -> Result {
     Lab::one_host(|lab| {
         let mut image = fs::read(guest_path("counter")?)?;

@@ -363,3 +363,21 @@ fn several_jobs_are_saved_and_moved_by_name() -> Result {
         Ok(())
     })
 }
+
+#[test]
+fn freeze_until_durable_holds_the_program_until_its_image_is_safe() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("random_memory", 1_000_000).arg("64"))?;
+        guest.wait_step(3)?;
+        let checkpoint = lab.checkpoint_with(&guest, &["--freeze-until-durable"])?;
+        let (freeze, total) = (checkpoint.freeze_ms, checkpoint.total_ms);
+        ensure!(freeze > total / 2.0, "frozen for {freeze} ms of {total} ms");
+        let last = guest.last_step();
+        guest.wait_step(last + 3)?;
+        guest.kill_tree()?;
+        let twin = lab.restart(&guest, &checkpoint.path)?;
+        twin.wait_step(6)?;
+        twin.kill_tree()?;
+        Ok(())
+    })
+}
