@@ -27,6 +27,10 @@ const RETRY_NS: i64 = 100_000_000;
 /// How long the threads of a restarted process may take to appear.
 const RESTORE_DEADLINE_NS: i64 = 30_000_000_000;
 
+/// Why a restarted process has to end.
+pub(crate) const NO_THREAD: &str =
+    "cannot make a thread: the limit on processes (ulimit -u) may be too low";
+
 /// User threads whose return a restarted process waits for; 0 in any other.
 static RESTORING: AtomicU32 = AtomicU32::new(0);
 
@@ -52,6 +56,9 @@ pub(crate) fn start_restored(own: &PerProcess, threads: u32) {
     RESTORING.store(threads, Ordering::Release);
     own.has_manager.store(0, Ordering::Release);
     start(own);
+    if own.has_manager.load(Ordering::Acquire) == 0 {
+        crate::die(NO_THREAD);
+    }
 }
 
 extern "C" fn run() -> ! {

@@ -16,6 +16,7 @@ use crate::{arch, manager};
 /// The window to unmap once the leading thread has left it.
 static WINDOW: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 static TIMERS: [[AtomicUsize; 2]; 3] = [const { [const { AtomicUsize::new(0) }; 2] }; 3];
+static LIMITS: [[AtomicUsize; 3]; 4] = [const { [const { AtomicUsize::new(0) }; 3] }; 4];
 static STOPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// Where the restorer jumps to.
@@ -37,6 +38,11 @@ pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> 
         timer[1].store(word(saved[1]), Ordering::Relaxed);
     }
     STOPPED.store(word(info.stopped), Ordering::Relaxed);
+    for (limit, saved) in LIMITS.iter().zip(info.limits) {
+        for (field, value) in limit.iter().zip(saved) {
+            field.store(word(value), Ordering::Relaxed);
+        }
+    }
     process::set_restarted();
     own.outside_parent[0].store(info.outside_parent[0], Ordering::Relaxed);
     own.outside_parent[1].store(info.outside_parent[1], Ordering::Relaxed);
@@ -81,7 +87,7 @@ unsafe fn clone(stopped: *mut Stopped) {
         arch::clone_parked(PTHREAD, (*stopped).sp, (*stopped).tid_address, (*stopped).fs, stopped)
     };
     if tid < 0 {
-        crate::die("cannot make a thread: the limit on processes (ulimit -u) may be too low");
+        crate::die(manager::NO_THREAD);
     }
 }
 
@@ -109,6 +115,11 @@ pub(crate) fn before_first_thaw() {
     if len != 0 {
         // SAFETY: the window is the restorer's, and every thread has left it.
         unsafe { ulpm_sys::munmap(start, len) };
+    }
+    for limit in &LIMITS {
+        let [resource, current, maximum] = [0, 1, 2].map(|i| limit[i].load(Ordering::Relaxed));
+        let limit = ulpm_sys::Limit { current: current as u64, maximum: maximum as u64 };
+        ulpm_sys::set_limit(resource, limit);
     }
     for (which, timer) in TIMERS.iter().enumerate() {
         let [interval, value] = [0, 1].map(|i| timer[i].load(Ordering::Relaxed));

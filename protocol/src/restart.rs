@@ -17,4 +17,6 @@ pub struct RestartInfo {
     pub timers: [[u64; 2]; 3],
     /// 1 if the process is to be stopped when it first thaws.
     pub stopped: u64,
+    /// Limits that its rebuilding could exceed, and that it gets behind that: resource, current, maximum.
+    pub limits: [[u64; 3]; 4],
 }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ulpm_image::meta::{Process, Zombie};
 use ulpm_protocol::restart::RestartInfo;
 use ulpm_protocol::table::{SlotState, Table};
+use ulpm_sys::Limit;
 
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
@@ -311,6 +312,11 @@ impl<'a> Tree<'a> {
                 outside_parent: if is_member { [0; 2] } else { [real_parent, process.ppid] },
                 timers: [0, 1, 2].map(timers),
                 stopped: u64::from(process.stopped),
+                limits: LATE_LIMITS.map(|resource| {
+                    let limit = image.meta.limits.get(resource);
+                    let limit = limit.map_or([u64::MAX; 2], |limit| [limit.current, limit.maximum]);
+                    [resource as u64, limit[0], limit[1]]
+                }),
                 ..RestartInfo::default()
             },
         };
@@ -408,8 +414,13 @@ impl<'a> Tree<'a> {
             if process.dumpable < 2 {
                 libc::prctl(libc::PR_SET_DUMPABLE, process.dumpable, 0, 0, 0);
             }
-            for (resource, limit) in (0u32..).zip(&meta.limits) {
-                set_limit(resource, limit.current, limit.maximum);
+        }
+        for (resource, limit) in meta.limits.iter().enumerate() {
+            if !LATE_LIMITS.contains(&resource) {
+                ulpm_sys::set_limit(
+                    resource,
+                    Limit { current: limit.current, maximum: limit.maximum },
+                );
             }
         }
         if process.oom_score_adj != 0 {
@@ -472,34 +483,21 @@ impl Tree<'_> {
     }
 }
 
+/// Limits on memory and threads, which a process exceeds for a moment while it is rebuilt, or on whose way down
+/// it may have been already.
+const LATE_LIMITS: [usize; 4] = [
+    libc::RLIMIT_AS as usize,
+    libc::RLIMIT_DATA as usize,
+    libc::RLIMIT_MEMLOCK as usize,
+    libc::RLIMIT_NPROC as usize,
+];
+
 /// Closes the descriptors from `first` to before `end`.
 fn close_between(first: RawFd, end: RawFd) {
     if first < end
         && let (Ok(first), Ok(last)) = (u32::try_from(first), u32::try_from(end - 1))
     {
         let _ = ulpm_sys::close_range(first, last, false);
-    }
-}
-
-/// # Safety
-///
-/// None beyond that of the call, which takes a structure on the stack.
-unsafe fn set_limit(resource: u32, current: u64, maximum: u64) {
-    let limit = libc::rlimit { rlim_cur: current, rlim_max: maximum };
-    // SAFETY: the structure outlives the call.
-    if unsafe { libc::setrlimit(resource, &raw const limit) } == 0 {
-        return;
-    }
-    // A hard limit can only be raised by root: as near as it goes.
-    let mut here = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: as above.
-    unsafe {
-        libc::getrlimit(resource, &raw mut here);
-        let limit = libc::rlimit {
-            rlim_cur: current.min(here.rlim_max),
-            rlim_max: maximum.min(here.rlim_max),
-        };
-        libc::setrlimit(resource, &raw const limit);
     }
 }
 

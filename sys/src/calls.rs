@@ -551,6 +551,23 @@ pub fn limit(resource: usize) -> Result<Limit, Errno> {
     check(unsafe { syscall(nr::PRLIMIT64, [0, resource, 0, at, 0, 0]) }).map(|_| old)
 }
 
+/// Sets a resource limit of the calling process, as near as it may: a hard limit can only be raised by root.
+pub fn set_limit(resource: usize, wanted: Limit) {
+    let set = |limit: Limit| {
+        let at = core::ptr::from_ref(&limit).addr();
+        // SAFETY: borrowed.
+        check(unsafe { syscall(nr::PRLIMIT64, [0, resource, at, 0, 0, 0]) })
+    };
+    if set(wanted).is_err()
+        && let Ok(here) = limit(resource)
+    {
+        let _ = set(Limit {
+            current: wanted.current.min(here.maximum),
+            maximum: wanted.maximum.min(here.maximum),
+        });
+    }
+}
+
 /// Compares two open descriptors: whether they share one open file description.
 ///
 /// # Errors

@@ -304,7 +304,9 @@ fn restart_on_the_target_during_a_migration() -> Result {
         let program = lab.bin.join("ulpm_restart");
         // It may not have been started yet, or be done.
         for process in processes() {
-            if process.program().is_some_and(|found| found == program)
+            // By its command line: a restored program has its own again, but without privileges its
+            // /proc/PID/exe stays ulpm_restart.
+            if process.file("cmdline").starts_with(&*program.to_string_lossy())
                 && process.file("environ").contains(&format!("ULPM_TEST_LAB={}", lab.dir.display()))
             {
                 let _ = Command::new("kill").args(["-9", &process.pid.to_string()]).status()?;
