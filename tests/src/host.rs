@@ -107,6 +107,20 @@ impl Host {
         self.listen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What jobs have written that moved here, by the name of the file that keeps it.
+    pub(crate) fn kept_outputs(&self) -> Vec<(String, String)> {
+        let Ok(entries) = std::fs::read_dir(self.state_dir.join("jobs")) else { return Vec::new() };
+        let outputs =
+            entries.flatten().filter(|entry| entry.path().extension() == Some("out".as_ref()));
+        outputs
+            .map(|entry| {
+                let text = std::fs::read(entry.path()).unwrap_or_default();
+                let name = entry.file_name().to_string_lossy().into_owned();
+                (name, String::from_utf8_lossy(&text).into_owned())
+            })
+            .collect()
+    }
+
     /// A command that runs on this host, in an environment that holds what a user's has and nothing of
     /// the machine that runs the tests.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {

@@ -496,6 +496,13 @@ impl Lab {
             for line in tail.iter().rev() {
                 text += &format!("{line}\n");
             }
+            for (name, output) in host.kept_outputs() {
+                let tail: Vec<&str> = output.lines().rev().take(10).collect();
+                text += &format!("-------- host {}: {name}, its end\n", host.name);
+                for line in tail.iter().rev() {
+                    text += &format!("{line}\n");
+                }
+            }
             match host.status() {
                 Ok(status) => text += &format!("-------- host {}: {status:#}\n", host.name),
                 Err(error) => text += &format!("-------- host {}: no status: {error}\n", host.name),
