@@ -41,8 +41,9 @@ pub(crate) const STUCK: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the status of the root is waited for when no process is left.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// How long a process may take to stop; longer if somebody continues it at once.
-const STOP_LIMIT: Duration = Duration::from_millis(300);
+/// How long a process may take to stop behind a thaw. The next freeze waits that long if somebody has
+/// continued it since.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How long the processes of a restart may take.
 pub(crate) const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often progress is reported.
@@ -204,6 +205,8 @@ pub(crate) struct Job {
     /// Processes that were stopped by a signal and were continued for a freeze, or are being restarted: the
     /// thaw stops them again. True if the manager knows, and does it.
     stopped: BTreeMap<Pid, bool>,
+    /// Processes that the last thaw was to stop.
+    stopping: BTreeSet<Pid>,
     launchers: u32,
     doing: &'static str,
     last_error: Option<String>,
@@ -234,6 +237,7 @@ impl Job {
             replaced: Vec::new(),
             proved: HashMap::new(),
             stopped: BTreeMap::new(),
+            stopping: BTreeSet::new(),
             launchers: 0,
             doing: "running",
             last_error: None,
@@ -799,6 +803,7 @@ impl Job {
     ///
     /// On an error everybody goes on.
     pub(crate) async fn freeze(&mut self) -> Result<Frozen, JobError> {
+        self.wait_for_stops().await;
         let since = Instant::now();
         let timeout = self.shared.deadline;
         let mut barrier = Freeze::new(since, timeout);
@@ -961,14 +966,21 @@ impl Job {
         for pid in pids {
             self.send(pid, ToManager::Thaw).await;
         }
-        let mut stopping = std::mem::take(&mut self.stopped);
-        for (pid, _) in stopping.iter().filter(|&(_, &told)| !told) {
-            let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
+        for (pid, told) in std::mem::take(&mut self.stopped) {
+            if !told {
+                let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
+            }
+            self.stopping.insert(pid);
         }
-        // Until they are stopped again, another freeze would take them for running.
+    }
+
+    /// Waits until those are stopped again that the last thaw was to stop: another freeze would take them for
+    /// running ones.
+    async fn wait_for_stops(&mut self) {
         let began = Instant::now();
+        let mut stopping = std::mem::take(&mut self.stopping);
         while began.elapsed() < STOP_LIMIT {
-            stopping.retain(|pid, _| {
+            stopping.retain(|pid| {
                 Stat::of(pid.0).is_some_and(|stat| !stat.is_stopped() && !stat.is_zombie())
             });
             if stopping.is_empty() {
@@ -1138,8 +1150,6 @@ impl Job {
         let root = self.meta.root.filter(|root| frozen.processes.iter().any(|p| p.virt == *root));
         let orphan = || frozen.processes.iter().filter(|p| p.parent == 0).map(|p| p.virt).min();
         let any = || frozen.processes.first().map_or(0, |p| p.virt);
-        let tunables =
-            frozen.processes.iter().find_map(|p| process::variable(p.pid.0, "GLIBC_TUNABLES"));
         Manifest {
             format: manifest::FORMAT,
             ulpm_version: env!("CARGO_PKG_VERSION").into(),
@@ -1149,7 +1159,7 @@ impl Job {
             host: self.shared.host.clone(),
             arch: host::arch(),
             kernel: host::kernel(),
-            cpu: host::without_tunables(host::cpu(), &tunables.unwrap_or_default()),
+            cpu: process::chosen_features(frozen.processes.iter().map(|p| p.pid.0)),
             argv: self.meta.argv.clone(),
             cwd: self.meta.cwd.clone(),
             root: root.or_else(orphan).unwrap_or_else(any),

@@ -287,18 +287,16 @@ impl Job {
     fn offer(&mut self, keep_images: bool, force: bool) -> Offer {
         let mut paths = BTreeSet::new();
         let mut bytes = 0;
-        let mut tunables = None;
         let members = self.members();
         for stat in &members {
             paths.extend(process::open_paths(stat.pid));
             bytes += stat.rss * 4096;
-            tunables = tunables.or_else(|| process::variable(stat.pid, "GLIBC_TUNABLES"));
         }
         Offer {
             version: env!("CARGO_PKG_VERSION").into(),
             host: self.shared.host.clone(),
             arch: host::arch(),
-            cpu: host::without_tunables(host::cpu(), &tunables.unwrap_or_default()),
+            cpu: process::chosen_features(members.iter().map(|stat| stat.pid)),
             name: self.meta.name.clone(),
             policy: self.meta.policy.clone(),
             processes: u32::try_from(members.len()).unwrap_or(u32::MAX),
@@ -622,8 +620,9 @@ enum Refused {
     #[error("it is a {here} machine, and the job's programs are for {there}")]
     Arch { here: String, there: String },
     #[error(
-        "its processor lacks {}, which the job's libraries may have chosen: start the job with GLIBC_TUNABLES=glibc.cpu.hwcaps=… for less, or migrate with --force",
-        .0.join(", ")
+        "its processor lacks {}, which the job's libraries may have chosen: start the job with GLIBC_TUNABLES={}, or migrate with --force",
+        .0.join(", "),
+        host::tunables_without(.0.iter().map(String::as_str))
     )]
     Cpu(Vec<String>),
     #[error("{} does not exist there, and the job has it open", .0.join(", "))]
@@ -812,7 +811,7 @@ async fn receive_steps(
     };
     // The images become durable while the job is rebuilt from them; the source waits for both.
     let durable = tokio::task::spawn_blocking(move || files.iter().try_for_each(File::sync_all));
-    let rebuilt = rebuild(shared, peer, token, id, &image, &ckpt_dir).await;
+    let rebuilt = rebuild(shared, peer, token, id, offer.force, (&image, &ckpt_dir)).await;
     let durable = durable.await.unwrap_or_else(|error| Err(error.into()));
     if let Err(error) = rebuilt.and(durable.map_err(Refused::Durable)) {
         // The source goes on, and so the image is of no use.
@@ -895,8 +894,8 @@ async fn rebuild(
     peer: &mut Peer,
     token: &str,
     id: JobId,
-    image: &Path,
-    ckpt_dir: &Path,
+    force: bool,
+    (image, ckpt_dir): (&Path, &Path),
 ) -> Result<(), Refused> {
     let (ready, is_ready) = oneshot::channel();
     match shared.incoming().get_mut(token) {
@@ -914,6 +913,7 @@ async fn rebuild(
         .arg(&shared.socket)
         .arg("--hold")
         .arg(token)
+        .args(force.then_some("--force"))
         .arg("-d")
         .arg(ckpt_dir)
         .arg(image)

@@ -1,10 +1,11 @@
 //! What /proc says of processes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ulpm_control::host;
 use ulpm_protocol::manager::MANAGER_COMM;
 
 /// A line of /proc/PID/stat.
@@ -199,9 +200,17 @@ pub(crate) fn environment(pid: i32) -> Option<HashMap<String, String>> {
     Some(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
-/// Value of a variable in the environment that the process was started with.
-pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
-    environment(pid)?.remove(name)
+/// Features of this host's processor that one of these processes may have chosen when it was started.
+pub(crate) fn chosen_features(pids: impl Iterator<Item = i32>) -> Vec<String> {
+    let all = host::cpu();
+    let mut chosen = BTreeSet::new();
+    for pid in pids {
+        let mut environment = environment(pid).unwrap_or_default();
+        let tunables = environment.remove("GLIBC_TUNABLES").unwrap_or_default();
+        let bind_now = environment.get("LD_BIND_NOW").is_some_and(|value| !value.is_empty());
+        chosen.extend(host::without_tunables(all.clone(), &tunables, bind_now));
+    }
+    chosen.into_iter().collect()
 }
 
 /// Current directory and regular files that a process has open, as far as they have names.
