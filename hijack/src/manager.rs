@@ -317,10 +317,10 @@ impl Manager {
 
     fn thaw(&mut self) {
         if core::mem::take(&mut self.restored) != 0 {
+            // If this stops us, it returns when the next freeze has begun: what that holds stays held.
             crate::restart::before_first_thaw();
             freeze::thaw(self.own, 0);
-        }
-        if let Some(frozen) = self.frozen.take() {
+        } else if let Some(frozen) = self.frozen.take() {
             if frozen.stopped {
                 // Takes effect before this call returns; what follows happens after a SIGCONT.
                 let _ = ulpm_sys::kill(ulpm_sys::getpid(), signal::SIGSTOP);

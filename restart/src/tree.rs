@@ -22,6 +22,7 @@ use ulpm_image::meta::{Process, Zombie};
 use ulpm_protocol::restart::RestartInfo;
 use ulpm_protocol::table::{SlotState, Table};
 use ulpm_sys::Limit;
+use ulpm_sys::signal::Action;
 
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
@@ -427,14 +428,16 @@ impl<'a> Tree<'a> {
             // Lowering it may be forbidden; then it stays what it is.
             let _ = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());
         }
-        for action in &meta.actions {
-            let saved = ulpm_sys::signal::Action {
-                handler: usize::try_from(action.handler).unwrap_or(0),
-                flags: action.flags,
-                restorer: usize::try_from(action.restorer).unwrap_or(0),
-                mask: action.mask,
-            };
-            let _ = ulpm_sys::signal::action(action.signal.cast_signed(), Some(&saved));
+        // All others are at their default, whatever ulpm_restart and its runtime have made of them.
+        for signo in 1..=ulpm_sys::signal::LAST {
+            let saved = meta.actions.iter().find(|action| action.signal.cast_signed() == signo);
+            let action = saved.map_or_else(Action::default, |saved| Action {
+                handler: usize::try_from(saved.handler).unwrap_or(0),
+                flags: saved.flags,
+                restorer: usize::try_from(saved.restorer).unwrap_or(0),
+                mask: saved.mask,
+            });
+            let _ = ulpm_sys::signal::action(signo, Some(&action));
         }
         Ok(())
     }

@@ -79,6 +79,9 @@ int main(int argc, char **argv)
     CHECK_EQ(sigaction(SIGUSR2, &action, NULL), 0);
     CHECK(signal(SIGUSR1, plain) == SIG_DFL);
     CHECK(signal(SIGWINCH, SIG_IGN) == SIG_DFL);
+    struct sigaction dispositions[SIGSYS + 1];
+    for (int signo = 1; signo <= SIGSYS; signo++)
+        CHECK_EQ(sigaction(signo, NULL, &dispositions[signo]), 0);
 
     sigset_t outer, queue, pending, mask;
     sigemptyset(&outer);
@@ -104,6 +107,10 @@ int main(int argc, char **argv)
         for (int k = 0; k < 3; k++)
             CHECK_EQ(pthread_sigqueue(pthread_self(), SIGRTMIN + 2, (union sigval){.sival_int = (int)i * 10 + k}), 0);
         guest_step(i);
+        for (int signo = 1; signo <= SIGSYS; signo++) {
+            CHECK_EQ(sigaction(signo, NULL, &found), 0);
+            CHECK(found.sa_handler == dispositions[signo].sa_handler);
+        }
         for (int k = 0; k < 3; k++) {
             siginfo_t info;
             struct timespec soon = {0, 0};

@@ -169,7 +169,7 @@ impl Host {
             .arg(self.address())
             .arg("--state-dir")
             .arg(&self.state_dir)
-            .env("RUST_LOG", "debug")
+            .env("ULPM_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
