@@ -306,8 +306,8 @@ pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
     }
     ulpm_sys::set_thread_name(&stopped.name);
     // SAFETY: the context is in this thread's signal frame.
-    if !unsafe { arch::fit_extended_state((*stopped.context).machine.fpstate) } {
-        crate::die("this processor lacks vector registers that a thread of the program is using");
+    if let Err(why) = unsafe { arch::fit_extended_state((*stopped.context).machine.fpstate) } {
+        crate::die(why);
     }
     wait_for_the_same(stopped);
     // Deadlines of sleeping calls were taken from another clock, maybe another machine's.

@@ -1,7 +1,10 @@
 //! x86-64.
 
 use core::arch::naked_asm;
+use core::cell::UnsafeCell;
 use core::mem::offset_of;
+
+use ulpm_sys::arch::xsave::{self, Layout, Unfit};
 
 use crate::threads::{self, Stopped};
 
@@ -231,68 +234,57 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
-/// XCR0, the features whose registers the kernel saves, and the length of their save area.
-pub(crate) fn extended_state() -> (u64, u64) {
-    let leaf1 = core::arch::x86_64::__cpuid(1);
-    if leaf1.ecx & (1 << 27) == 0 {
-        return (3, 512); // No XSAVE: x87 and SSE.
-    }
-    let (low, high): (u32, u32);
-    // SAFETY: the CPU and the kernel have XSAVE on (OSXSAVE); 0 names XCR0.
-    unsafe {
-        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
-    }
-    let len = core::arch::x86_64::__cpuid_count(0xd, 0).ebx;
-    (u64::from(high) << 32 | u64::from(low), u64::from(len))
-}
-
-/// Fits the extended state in a signal frame to this machine; false if the thread uses registers that
-/// this one does not have.
+/// The layout of extended registers on the machine where the process was last captured.
 ///
-/// The kernel takes a frame back only if it is no longer than its own would be; from a longer one it
-/// restores x87 and SSE, and drops the rest without a word. The layout is that of
-/// arch/x86/include/uapi/asm/sigcontext.h; components lie at the same places on all processors.
+/// A restart finds it in the image, together with the signal frames that have this layout.
+static CAPTURED: Captured = Captured(UnsafeCell::new(None));
+
+struct Captured(UnsafeCell<Option<Layout>>);
+
+// SAFETY: the manager writes while all threads stand still; they read when they are restored, from memory
+// that nobody writes before all have arrived.
+unsafe impl Sync for Captured {}
+
+/// Notes the layout of extended registers for a restart; returns XCR0 and the length of their save area.
 ///
 /// # Safety
 ///
-/// `fpstate` is null, or that of a signal frame.
-pub(crate) unsafe fn fit_extended_state(fpstate: usize) -> bool {
-    const MAGIC1: u32 = 0x4650_5853;
-    const MAGIC2: u32 = 0x4650_5845;
-    /// x87 and SSE, which every x86-64 has.
-    const LEGACY: u64 = 3;
-    /// `struct _fpx_sw_bytes`, in the unused end of the FXSAVE area.
-    #[repr(C)]
-    struct Software {
-        magic1: u32,
-        extended_len: u32,
-        features: u64,
-        len: u32,
-    }
+/// The calling thread is the manager, or a copy of it, and all threads of the program stand still.
+pub(crate) unsafe fn note_extended_state() -> (u64, u64) {
+    let layout = Layout::here();
+    // SAFETY: the caller vouches for it that nobody reads meanwhile.
+    unsafe { *CAPTURED.0.get() = Some(layout) };
+    (layout.features, layout.len as u64)
+}
+
+/// Fits the extended state in a signal frame of the image to this machine.
+///
+/// # Errors
+///
+/// In words, what this machine cannot do.
+///
+/// # Safety
+///
+/// `fpstate` is null, or that of a signal frame which the calling thread will return to; the process was
+/// restored from an image.
+pub(crate) unsafe fn fit_extended_state(fpstate: usize) -> Result<(), &'static str> {
     if fpstate == 0 {
-        return true;
+        return Ok(());
     }
-    let software = core::ptr::with_exposed_provenance_mut::<Software>(fpstate + 464);
-    let in_use = core::ptr::with_exposed_provenance_mut::<u64>(fpstate + 512); // XSTATE_BV
-    let (features, len) = extended_state();
-    let len = u32::try_from(len).unwrap_or(u32::MAX);
-    // SAFETY: the caller vouches for the frame. Where it has extended state, that is longer than the
-    // legacy part, and so than what is written here.
-    unsafe {
-        if (*software).magic1 != MAGIC1
-            || ((*software).features & !features == 0 && (*software).len <= len)
-        {
-            return true;
+    let here = Layout::here();
+    // SAFETY: written when the image was made, and by nobody since; see `Captured`.
+    let made = unsafe { *CAPTURED.0.get() }.unwrap_or(here);
+    // SAFETY: the caller vouches for the frame, which is as long as it says.
+    let area = unsafe {
+        let start = core::ptr::with_exposed_provenance_mut::<u8>(fpstate);
+        core::slice::from_raw_parts_mut(start, xsave::frame_len(fpstate))
+    };
+    here.fit(&made, area).map_err(|unfit| match unfit {
+        Unfit::Lacking => {
+            "this processor lacks vector registers that a thread of the program is using"
         }
-        if *in_use & !features & !LEGACY != 0 {
-            return false;
+        Unfit::Layout => {
+            "this processor keeps vector registers that a thread of the program is using at other places"
         }
-        *in_use &= features;
-        (*software).features &= features;
-        (*software).len = len;
-        (*software).extended_len = len + 4;
-        let end = core::ptr::with_exposed_provenance_mut::<u32>(fpstate + len as usize);
-        end.write_unaligned(MAGIC2);
-    }
-    true
+    })
 }

@@ -18,7 +18,8 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
     let mut status_buffer = [0; 4096];
     let status = read_file(c"/proc/self/status", &mut status_buffer);
     let number = |name| value(status, name).and_then(|text| text.split(|b| *b == b'\t').next());
-    let (xfeatures, xstate_len) = crate::arch::extended_state();
+    // SAFETY: a capture is made by the manager while all threads of the program stand still.
+    let (xfeatures, xstate_len) = unsafe { crate::arch::note_extended_state() };
     let real_group = ulpm_sys::getpgid(0).unwrap_or(0);
     let real_session = ulpm_sys::getsid(0).unwrap_or(0);
     meta.process = Process {

@@ -1,5 +1,7 @@
 //! What is particular to x86-64: the system call instruction, call numbers, thread registers.
 
+pub mod xsave;
+
 use core::arch::asm;
 
 /// `syscall` with its two bytes in memory order: what stands before the address that a system call
