@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// Features that change what a program's libraries choose, as /proc/cpuinfo calls them. Others, such as
 /// how the processor handles power or faults, do not matter to a program.
-const CHOSEN: [&str; 33] = [
+const CHOSEN: [&str; 35] = [
     "abm",
     "adx",
     "aes",
@@ -38,6 +38,8 @@ const CHOSEN: [&str; 33] = [
     "tbm",
     "serialize",
     "fsgsbase",
+    "xsave",
+    "xsavec",
 ];
 
 /// Name of this host.
@@ -73,32 +75,65 @@ fn features(cpuinfo: &str) -> Vec<String> {
     flags.iter().filter(chosen).map(|&flag| flag.to_owned()).collect()
 }
 
-/// `features` without those that GLIBC_TUNABLES keeps a program from.
+/// What /proc/cpuinfo and glibc call by different names; for all others upper case is the only difference.
+const NAMES: [(&str, &str); 2] = [("abm", "LZCNT"), ("cx16", "CMPXCHG16B")];
+
+/// Those of AVX-512 that glibc knows by name; memcpy is chosen by AVX512VL alone.
+const AVX512: [&str; 7] =
+    ["AVX512F", "AVX512BW", "AVX512CD", "AVX512DQ", "AVX512ER", "AVX512PF", "AVX512VL"];
+
+fn glibc_name(feature: &str) -> String {
+    let other = NAMES.iter().find(|(name, _)| *name == feature);
+    other.map_or_else(|| feature.to_ascii_uppercase(), |(_, name)| (*name).to_owned())
+}
+
+/// `features` without those that a program in this environment does not choose.
 ///
-/// With `glibc.cpu.hwcaps=-AVX2,-AVX512F` these two, and what builds on them, are left out.
+/// `tunables` is GLIBC_TUNABLES: with `glibc.cpu.hwcaps=-AVX2,-BMI2` these two are left out. What glibc does
+/// not know by name may be in the list as well; the user vouches for the program then. `bind_now` says that
+/// LD_BIND_NOW is set: the linker has no registers to save when it looks up functions.
 #[must_use]
-pub fn without_tunables(mut features: Vec<String>, tunables: &str) -> Vec<String> {
+pub fn without_tunables(mut features: Vec<String>, tunables: &str, bind_now: bool) -> Vec<String> {
     let caps = tunables.split(':').find_map(|entry| entry.strip_prefix("glibc.cpu.hwcaps="));
-    for cap in caps.unwrap_or_default().split(',') {
-        let Some(cap) = cap.strip_prefix('-') else { continue };
-        let cap = cap.to_ascii_lowercase().replace("_usable", "");
-        features.retain(|feature| {
-            let plain = feature.replace('_', "");
-            let named = plain == cap.replace('_', "");
-            let built_on = match cap.as_str() {
-                "avx512f" => feature.starts_with("avx512"),
-                "avx2" => feature.starts_with("avx512") || feature == "avx_vnni",
-                "avx" => {
-                    feature.starts_with("avx")
-                        || matches!(feature.as_str(), "fma" | "f16c" | "vaes")
-                }
-                "lzcnt" => feature == "abm",
-                _ => false,
-            };
-            !named && !built_on
-        });
-    }
+    let off: BTreeSet<String> = caps
+        .unwrap_or_default()
+        .split(',')
+        .filter_map(|cap| Some(cap.strip_prefix('-')?.replace("_Usable", "")))
+        .collect();
+    let off = |cap: &str| off.contains(cap);
+    let no_xsave = off("OSXSAVE") || off("XSAVE") && off("XSAVEC");
+    features.retain(|feature| {
+        let name = glibc_name(feature);
+        let linker = matches!(feature.as_str(), "xsave" | "xsavec");
+        let wide = feature.starts_with("avx")
+            || feature.starts_with("amx_")
+            || matches!(feature.as_str(), "f16c" | "fma" | "fma4" | "vaes" | "vpclmulqdq" | "xop");
+        // Who looks for one of those that glibc has no name for, looks for AVX512F first.
+        let builds_on_avx512f = feature.starts_with("avx512") && !AVX512.contains(&&*name);
+        let left_out = off(&name)
+            || no_xsave && (linker || wide)
+            || bind_now && linker
+            || builds_on_avx512f && off("AVX512F");
+        // This bit alone chooses AVX for memcpy, whatever is said of AVX itself.
+        let copies = feature == "avx" && !off("AVX_Fast_Unaligned_Load");
+        copies || !left_out
+    });
     features
+}
+
+/// The setting of GLIBC_TUNABLES that keeps a program from choosing these features.
+#[must_use]
+pub fn tunables_without<'a>(features: impl IntoIterator<Item = &'a str>) -> String {
+    let mut caps = BTreeSet::new();
+    for feature in features {
+        caps.insert(format!("-{}", glibc_name(feature)));
+        match feature {
+            "xsave" => caps.insert("-OSXSAVE".into()),
+            "avx" => caps.insert("-AVX_Fast_Unaligned_Load".into()),
+            _ => true,
+        };
+    }
+    format!("glibc.cpu.hwcaps={}", Vec::from_iter(caps).join(","))
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC.
@@ -153,9 +188,40 @@ mod tests {
 
     #[test]
     fn tunables_take_features_away() {
-        let all = || ["aes", "avx", "avx2", "avx512f", "avx512bw"].map(String::from).to_vec();
-        let left = without_tunables(all(), "glibc.malloc.x=1:glibc.cpu.hwcaps=-AVX512F,-AES");
-        assert_eq!(left, ["avx", "avx2"]);
-        assert_eq!(without_tunables(all(), ""), all());
+        let all = || ["aes", "avx", "avx2", "avx512bw", "avx512f"].map(String::from).to_vec();
+        let tunables = "glibc.malloc.x=1:glibc.cpu.hwcaps=-AVX512F,-AES";
+        assert_eq!(without_tunables(all(), tunables, false), ["avx", "avx2", "avx512bw"]);
+        assert_eq!(without_tunables(all(), "", false), all());
+    }
+
+    #[test]
+    fn avx_is_chosen_by_the_bit_that_says_it_is_fast() {
+        let without = |tunables| without_tunables(vec!["avx".into()], tunables, false);
+        assert_eq!(without("glibc.cpu.hwcaps=-AVX"), ["avx"]);
+        assert_eq!(without("glibc.cpu.hwcaps=-OSXSAVE"), ["avx"]);
+        assert!(without("glibc.cpu.hwcaps=-AVX,-AVX_Fast_Unaligned_Load").is_empty());
+    }
+
+    #[test]
+    fn xsave_is_for_looking_up_functions() {
+        let all = || ["xsave", "xsavec"].map(String::from).to_vec();
+        assert!(without_tunables(all(), "", true).is_empty());
+        assert_eq!(without_tunables(all(), "glibc.cpu.hwcaps=-XSAVEC", false), ["xsave"]);
+        assert!(without_tunables(all(), "glibc.cpu.hwcaps=-OSXSAVE", false).is_empty());
+    }
+
+    #[test]
+    fn tunables_that_are_proposed_leave_nothing_of_what_is_lacking() {
+        let mut all: Vec<String> = CHOSEN.map(String::from).to_vec();
+        all.extend(
+            ["avx512f", "avx512vl", "avx512bw", "avx512_vnni", "amx_tile"].map(String::from),
+        );
+        for feature in &all {
+            let tunables = tunables_without([feature.as_str()]);
+            let left = without_tunables(vec![feature.clone()], &tunables, false);
+            assert!(left.is_empty(), "{feature}: {tunables}");
+        }
+        let tunables = tunables_without(all.iter().map(String::as_str));
+        assert!(without_tunables(all, &tunables, false).is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ulpm_control::manifest::ManifestError;
-use ulpm_control::{ClientError, exit};
+use ulpm_control::{ClientError, exit, host};
 use ulpm_image::ImageError;
 
 /// Why a restart cannot go ahead.
@@ -29,6 +29,16 @@ pub enum RestartError {
     Unfit { pid: i32, text: String },
     #[error("process {pid}: cannot open {}: bring the file here, or name its place with --map-path", path.display())]
     Open { pid: i32, path: PathBuf, source: io::Error },
+    #[error(
+        "this processor lacks {}, which the job's libraries may have chosen: start the job with GLIBC_TUNABLES={}, or restart with --force",
+        .0.join(", "),
+        host::tunables_without(.0.iter().map(String::as_str))
+    )]
+    Cpu(Vec<String>),
+    #[error(
+        "this processor has more vector registers than process {pid} keeps room for when it looks up functions: start the job with LD_BIND_NOW=1, or restart with --force"
+    )]
+    Room { pid: i32 },
     #[error(
         "process {pid}: file {} has changed since the checkpoint, and no image carries it", path.display()
     )]
@@ -59,7 +69,9 @@ impl RestartError {
             Self::Manifest(_) => exit::DATA,
             Self::Coordinator(error) => error.exit_code(),
             Self::Table { .. } | Self::System { .. } | Self::Rebuild { .. } => exit::OS,
-            Self::Unfit { .. } | Self::Changed { .. } => exit::CONFIG,
+            Self::Unfit { .. } | Self::Changed { .. } | Self::Cpu(_) | Self::Room { .. } => {
+                exit::CONFIG
+            }
             Self::Open { .. } => exit::NO_PERMISSION,
             Self::Elsewhere(_) => exit::SOFTWARE,
             Self::MapPath(_) => exit::USAGE,

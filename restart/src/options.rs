@@ -36,6 +36,10 @@ pub struct Options {
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_mapping)]
     pub map_path: Vec<Mapping>,
 
+    /// Do not mind what this host's processor lacks
+    #[arg(long)]
+    pub force: bool,
+
     /// Only say whether the job can be restarted here
     #[arg(long)]
     pub check: bool,

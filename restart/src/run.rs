@@ -15,9 +15,10 @@ use nix::sys::signal::{
 use nix::sys::stat::fstat;
 use ulpm_control::link::{JobLink, exit_code};
 use ulpm_control::message::{Policy, Restart, Stream};
-use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, place};
+use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, host, place};
 use ulpm_protocol::table::{SlotState, Table};
 use ulpm_restorer::{FAILURE_LEN, Failure};
+use ulpm_sys::arch::xsave::Layout;
 
 use crate::error::RestartError;
 use crate::image_file::ImageFile;
@@ -36,6 +37,8 @@ struct Checkpoint {
     argv: Vec<String>,
     cwd: PathBuf,
     policy: Policy,
+    /// Features of the processor that its programs may have chosen, as far as that is known.
+    cpu: Vec<String>,
 }
 
 /// Restarts what the options name, waits for it, and returns the exit code.
@@ -47,6 +50,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let paths = PathMap(options.map_path.clone());
     let checkpoint = read(options)?;
     check(&checkpoint)?;
+    if !options.force {
+        check_processor(&checkpoint)?;
+    }
     let objects = Objects::create(&checkpoint.images, &paths)?;
     if options.check {
         let count = checkpoint.images.len();
@@ -136,6 +142,7 @@ fn read_dir(dir: &Path, options: &Options) -> Result<Checkpoint, RestartError> {
             keep: manifest.keep,
             ckpt_signal: manifest.ckpt_signal,
         },
+        cpu: manifest.cpu,
     })
 }
 
@@ -168,6 +175,7 @@ fn read_files(files: &[PathBuf], options: &Options) -> Result<Checkpoint, Restar
             keep: None,
             ckpt_signal: libc::SIGUSR2.cast_unsigned(),
         },
+        cpu: Vec::new(),
     })
 }
 
@@ -230,6 +238,30 @@ fn check(checkpoint: &Checkpoint) -> Result<(), RestartError> {
         let text =
             format!("the job needs {} MB of memory, {} MB are free", needed >> 20, available >> 20);
         return Err(RestartError::Unfit { pid: checkpoint.root, text });
+    }
+    Ok(())
+}
+
+/// Whether this host's processor has what the job's libraries may have chosen where they were loaded.
+fn check_processor(checkpoint: &Checkpoint) -> Result<(), RestartError> {
+    let here = host::cpu();
+    let lacks: Vec<_> =
+        checkpoint.cpu.iter().filter(|feature| !here.contains(*feature)).cloned().collect();
+    if !lacks.is_empty() {
+        return Err(RestartError::Cpu(lacks));
+    }
+    // Where XSAVEC is not chosen, libc's lazy binding saves with XSAVE: each component at its place, in
+    // room that was reckoned where the program was started.
+    let chosen = |name: &str| checkpoint.cpu.iter().any(|feature| feature == name);
+    if chosen("xsave") && !chosen("xsavec") {
+        /// STATE_SAVE_MASK of glibc: SSE, AVX, MPX's bounds and AVX-512.
+        const SAVED: u64 = 0b1110_1110;
+        let needed = Layout::here().end(SAVED) as u64;
+        let too_small =
+            |image: &&ImageFile| image.meta.process.xstate_len.next_multiple_of(64) < needed;
+        if let Some(image) = checkpoint.images.iter().find(too_small) {
+            return Err(RestartError::Room { pid: image.pid() });
+        }
     }
     Ok(())
 }
