@@ -29,6 +29,9 @@ static STOPPED: AtomicUsize = AtomicUsize::new(0);
 pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> ! {
     // SAFETY: the caller vouches for it.
     let info = unsafe { &*info };
+    // Everything, as in the handler that the threads will wait in; libc leaves out what it uses itself, and
+    // so did ulpm_restart.
+    ulpm_sys::signal::set_mask(ulpm_sys::signal::ALL);
     let Some(own) = process::own() else { crate::die("the image holds no process of a job") };
     let word = |value: u64| usize::try_from(value).unwrap_or(0);
     WINDOW[0].store(word(info.window[0]), Ordering::Relaxed);
