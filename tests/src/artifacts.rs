@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::Result;
 
-const BINARIES: [&str; 5] =
+pub(crate) const BINARIES: [&str; 5] =
     ["ulpm_coordinator", "ulpm_launch", "ulpm_command", "ulpm_restart", "libulpm_hijack.so"];
 const FLAGS: [&str; 7] = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE"];
 
@@ -96,6 +96,34 @@ fn lock(path: &Path) -> Result<Flock<File>> {
 /// What a guest's name can end in, and what the compiler is given for it.
 const VARIANTS: [(&str, &str); 2] = [("-static", "-static"), ("-asan", "-fsanitize=address")];
 
+/// Where another kernel and its initial file system lie, after `scripts/other-kernel` has fetched them.
+///
+/// # Errors
+///
+/// When they cannot be fetched.
+pub(crate) fn other_kernel() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("ULPM_KERNEL_DIR") {
+        let dir = PathBuf::from(dir);
+        return if dir.join("initrd").exists() {
+            Ok(dir)
+        } else {
+            let text = "there is no other kernel to test with: run scripts/other-kernel";
+            Err(format!("{text} {}", dir.display()).into())
+        };
+    }
+    let dir = target()?.join("ulpm-other-kernel");
+    fs::create_dir_all(&dir)?;
+    let _lock = lock(&dir.join(".lock"))?;
+    let script = sources().join("../scripts/other-kernel");
+    let output = Command::new(&script).arg(&dir).output();
+    let output = output.map_err(|error| format!("cannot run {}: {error}", script.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!("there is no other kernel to test with:\n{text}").into());
+    }
+    Ok(dir)
+}
+
 /// Path of the compiled guest `name`, after it was compiled. `NAME-static` is linked statically, `NAME-asan`
 /// has AddressSanitizer.
 ///
@@ -174,6 +202,17 @@ pub fn prepare(dir: &Path) -> Result {
     for (end, _) in VARIANTS {
         let name = format!("counter{end}");
         fs::copy(guest_path(&name)?, guests.join(name))?;
+    }
+    let kernel = dir.join("kernel");
+    fs::create_dir_all(&kernel)?;
+    match other_kernel() {
+        Ok(found) => {
+            for name in ["vmlinuz", "initrd"] {
+                fs::copy(found.join(name), kernel.join(name))?;
+            }
+        }
+        // The tests that need it will fail and say so; all others can run.
+        Err(error) => eprintln!("{error}"),
     }
     copy_tree(&sources().join("programs"), &dir.join("tests/programs"))
 }

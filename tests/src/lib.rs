@@ -23,6 +23,7 @@
 //!
 //! - `ULPM_BIN_DIR`: where the binaries and `libulpm_hijack.so` lie. Without it they are built.
 //! - `ULPM_GUEST_DIR`: where compiled guests lie. Without it they are compiled when they are needed.
+//! - `ULPM_KERNEL_DIR`: where another kernel lies. Without it `scripts/other-kernel` fetches it.
 //! - `ULPM_TESTS_DIR`: this crate's sources, when they were moved since it was compiled.
 //! - `ULPM_TEST_SEED`: repeats the pseudo-random moments of an earlier run.
 
@@ -33,6 +34,7 @@ mod capture;
 mod guest;
 mod host;
 mod lab;
+mod other_kernel;
 mod process;
 mod program;
 mod random;
@@ -44,6 +46,7 @@ pub use capture::Capture;
 pub use guest::{Finished, Guest};
 pub use host::Host;
 pub use lab::{Checkpoint, Lab, Migration, Output};
+pub use other_kernel::Booted;
 pub use process::{Process, is_alive, processes};
 pub use program::{Compare, Feed, Pace, Program};
 pub use random::Random;

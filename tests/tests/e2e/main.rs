@@ -9,6 +9,7 @@ mod interposition;
 mod kernel_objects;
 mod kill;
 mod native;
+mod other_kernel;
 mod processes;
 mod programs;
 mod refusals;
