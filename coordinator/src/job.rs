@@ -950,6 +950,19 @@ impl Job {
         }
     }
 
+    /// Refuses what a restart would give other rights.
+    pub(crate) fn check_rights(&self, frozen: &Frozen) -> Result<(), JobError> {
+        let own = process::Rights::of("self");
+        let foreign = frozen.processes.iter().find_map(|found| {
+            let rights = process::Rights::of(&found.pid.to_string())?;
+            Some((found.pid, rights.foreign_to(own.as_ref()?)?))
+        });
+        match foreign {
+            Some((pid, text)) => Err(self.failed(pid, Failure::Unsupported, 0, text)),
+            None => Ok(()),
+        }
+    }
+
     /// What a manager has to know for its capture besides the kind of that.
     pub(crate) fn capture_flags(&mut self, pid: Pid) -> u32 {
         if self.tell_stopped(pid) { CAPTURE_STOPPED } else { 0 }
@@ -1229,6 +1242,7 @@ impl Job {
         let mut capture = Capture::new(&frozen.pids());
         // The managers work meanwhile.
         let commands = self.commands(frozen);
+        self.check_rights(frozen)?;
         let total = frozen.rss();
         let mut freeze_time = None;
         let mut last = (0, Instant::now());

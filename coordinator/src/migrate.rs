@@ -481,6 +481,7 @@ impl Job {
         drop(done);
         let mut capture = Capture::new(&frozen.pids());
         let commands = self.commands(frozen);
+        self.check_rights(frozen)?;
         let mut missing: BTreeMap<i32, Pid> =
             frozen.processes.iter().map(|process| (process.virt, process.pid)).collect();
         let mut lens: BTreeMap<Pid, u64> = BTreeMap::new();

@@ -213,6 +213,76 @@ pub(crate) fn chosen_features(pids: impl Iterator<Item = i32>) -> Vec<String> {
     chosen.into_iter().collect()
 }
 
+/// What a process may do, as far as a restart does not bring it back: it makes processes with the rights of
+/// whoever calls it.
+#[derive(Debug)]
+pub(crate) struct Rights {
+    /// Real, effective, saved and file system user.
+    uids: Vec<u32>,
+    gids: Vec<u32>,
+    seccomp_filters: u32,
+    capabilities: u64,
+    namespaces: [Option<PathBuf>; NAMESPACES.len()],
+}
+
+const NAMESPACES: [&str; 4] = ["uts", "ipc", "pid", "user"];
+
+impl Rights {
+    /// Those of a process, by its id or `self`.
+    pub(crate) fn of(pid: &str) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default()
+        };
+        let numbers =
+            |name| field(name).split_whitespace().filter_map(|id| id.parse().ok()).collect();
+        Some(Self {
+            uids: numbers("Uid"),
+            gids: numbers("Gid"),
+            // A kernel without seccomp, or before 5.9, does not count filters.
+            seccomp_filters: field("Seccomp_filters").trim().parse().unwrap_or(0),
+            capabilities: u64::from_str_radix(field("CapEff").trim(), 16).unwrap_or(0),
+            namespaces: NAMESPACES.map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()),
+        })
+    }
+
+    /// Why a process with these rights would get others by a restart, if its coordinator has `own`.
+    pub(crate) fn foreign_to(&self, own: &Self) -> Option<String> {
+        let user = own.uids.get(1);
+        if self.uids.iter().any(|uid| Some(uid) != user) {
+            return Some(format!(
+                "it has changed its user (real, effective, saved and file system user: {:?}), which a restart \
+                 cannot do yet; start it as that user",
+                self.uids
+            ));
+        }
+        if self.gids.iter().any(|gid| Some(gid) != self.gids.first()) {
+            return Some(format!(
+                "its groups differ ({:?}), which a restart cannot do yet",
+                self.gids
+            ));
+        }
+        if self.seccomp_filters > own.seccomp_filters {
+            return Some("it has a seccomp filter, which a restart cannot install yet".into());
+        }
+        if own.capabilities & !self.capabilities != 0 {
+            return Some("it has given up capabilities, which a restart cannot do yet".into());
+        }
+        NAMESPACES.iter().zip(self.namespaces.iter().zip(&own.namespaces)).find_map(
+            |(kind, namespaces)| {
+                let (Some(its), Some(own)) = namespaces else { return None };
+                (its != own).then(|| {
+                    format!(
+                        "it has a {kind} namespace of its own, which a restart cannot make yet; run \
+                         ulpm_coordinator in there"
+                    )
+                })
+            },
+        )
+    }
+}
+
 /// Current directory and regular files that a process has open, as far as they have names.
 pub(crate) fn open_paths(pid: i32) -> Vec<PathBuf> {
     let mut paths = Vec::new();

@@ -45,6 +45,8 @@ pub(crate) struct PerProcess {
     pub(crate) stopped: AtomicU32,
     /// Calls under way that a freeze with a borrowed signal would harm, see `wrap::exec` and `wrap::signals`.
     pub(crate) signal_users: AtomicU32,
+    /// Odd while a thread's copy of its id is not the one that all others know, see `wrap::pthread`.
+    pub(crate) tid_changes: AtomicU32,
     /// 1 while the state of `system` calls is being changed.
     pub(crate) system_lock: AtomicU32,
     /// After a restart, until a fork: the real id of the parent if that is outside the job, and the

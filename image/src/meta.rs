@@ -22,6 +22,8 @@ Process {
     pgid_outside: bool,
     /// Whether the session is that of whoever launched the job.
     sid_outside: bool,
+    /// Whether its process group was in the foreground of its terminal.
+    foreground: bool,
     /// Whether it was stopped (state T).
     stopped: bool,
     /// Whether its leading thread had ended while others went on.

@@ -115,7 +115,12 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
 
 fn read(options: &Options) -> Result<Checkpoint, RestartError> {
     match &options.checkpoint[..] {
-        [dir] if dir.is_dir() => read_dir(dir, options),
+        [dir] if dir.is_dir() => {
+            // The directory of a job stands for its newest checkpoint.
+            let latest = dir.join("latest");
+            let is_job = !dir.join(ulpm_control::manifest::FILE_NAME).exists() && latest.is_dir();
+            read_dir(if is_job { &latest } else { dir }, options)
+        }
         files => read_files(files, options),
     }
 }

@@ -41,6 +41,8 @@ pub struct Tree<'a> {
     failure_fd: RawFd,
     image_fds: Vec<RawFd>,
     by_pid: HashMap<i32, usize>,
+    /// Whether our own group has the terminal, to be given on.
+    foreground: bool,
     meeting: &'static Meeting,
 }
 
@@ -99,6 +101,9 @@ impl<'a> Tree<'a> {
             failure_fd: lift_file(failures, objects.base)?,
             image_fds,
             by_pid,
+            foreground: terminal()
+                .and_then(|tty| nix::unistd::tcgetpgrp(&tty).ok())
+                .is_some_and(|group| group == nix::unistd::getpgrp()),
             meeting: Meeting::new()?,
         })
     }
@@ -277,6 +282,15 @@ impl<'a> Tree<'a> {
         self.meeting.arrive(&self.meeting.created);
         self.meeting.wait_for(&self.meeting.created, self.images.len());
         self.join_group(process)?;
+        if self.foreground
+            && process.foreground
+            && process.sid_outside
+            && process.pgid == process.pid
+            && let Some(tty) = terminal()
+        {
+            // SIGTTOU is blocked. A terminal that refuses is as good as none.
+            let _ = nix::unistd::tcsetpgrp(&tty, nix::unistd::getpgrp());
+        }
         self.meeting.arrive(&self.meeting.grouped);
         self.meeting.wait_for(&self.meeting.grouped, self.images.len());
         if let Some(helper) = helper {
@@ -494,6 +508,11 @@ const LATE_LIMITS: [usize; 4] = [
     libc::RLIMIT_MEMLOCK as usize,
     libc::RLIMIT_NPROC as usize,
 ];
+
+/// The controlling terminal.
+fn terminal() -> Option<File> {
+    File::options().read(true).write(true).open("/dev/tty").ok()
+}
 
 /// Closes the descriptors from `first` to before `end`.
 fn close_between(first: RawFd, end: RawFd) {

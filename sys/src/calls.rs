@@ -42,6 +42,7 @@ pub mod oflag {
     pub const CREAT: i32 = 0o100;
     pub const TRUNC: i32 = 0o1000;
     pub const NONBLOCK: i32 = 0o4000;
+    pub const DIRECT: i32 = 0o40000;
     pub const CLOEXEC: i32 = 0o2_000_000;
     pub const PATH: i32 = 0o10_000_000;
 }
@@ -187,6 +188,18 @@ pub fn fstat(fd: i32) -> Result<FileStatus, Errno> {
     let at = core::ptr::from_mut(&mut status).addr();
     // SAFETY: borrowed.
     check(unsafe { syscall(nr::FSTAT, [word(fd), at, 0, 0, 0, 0]) }).map(|_| status)
+}
+
+/// The magic number of the file system that an open file is on (include/uapi/linux/magic.h).
+///
+/// # Errors
+///
+/// BADF.
+pub fn filesystem(fd: i32) -> Result<u64, Errno> {
+    let mut status = [0u64; 15]; // struct statfs: 120 bytes, of which f_type is the first word
+    let at = status.as_mut_ptr().addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::FSTATFS, [word(fd), at, 0, 0, 0, 0]) }).map(|_| status[0])
 }
 
 /// What the file at `path` is; links are followed.

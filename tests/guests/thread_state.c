@@ -74,6 +74,18 @@ static void *work(void *argument)
         CHECK_EQ(*(long *)pthread_getspecific(key), me * 3);
         CHECK_EQ(gettid(), tid);
         CHECK(pthread_equal(self, pthread_self()));
+        pthread_attr_t attributes;
+        void *stack_found;
+        size_t stack_len;
+        CHECK_EQ(pthread_getattr_np(self, &attributes), 0);
+        CHECK_EQ(pthread_attr_getstack(&attributes, &stack_found, &stack_len), 0);
+        CHECK((char *)&attributes >= (char *)stack_found && (char *)&attributes < (char *)stack_found + stack_len);
+        CHECK_EQ(pthread_attr_destroy(&attributes), 0);
+        CHECK_EQ(pthread_setschedprio(self, 0), 0);
+        clockid_t clock;
+        struct timespec used;
+        CHECK_EQ(clock_getcpuclockid(getpid(), &clock), 0);
+        CHECK_EQ(clock_gettime(clock, &used), 0);
         CHECK_EQ(prctl(PR_GET_NAME, found), 0);
         CHECK(strcmp(found, name) == 0);
         CHECK_EQ(getpriority(PRIO_PROCESS, 0), nice_value);

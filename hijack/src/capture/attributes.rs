@@ -22,6 +22,10 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
     let (xfeatures, xstate_len) = unsafe { crate::arch::note_extended_state() };
     let real_group = ulpm_sys::getpgid(0).unwrap_or(0);
     let real_session = ulpm_sys::getsid(0).unwrap_or(0);
+    let mut stat_buffer = [0; 2048];
+    let stat = Stat::parse(read_file(c"/proc/self/stat", &mut stat_buffer));
+    // Field 8 is the terminal's foreground group; -1 if there is no terminal.
+    let foreground = stat.and_then(|stat| stat.number(8)).and_then(|id| i32::try_from(id).ok());
     meta.process = Process {
         job: subject.table.header().job,
         pid: process::virtual_pid(subject.own),
@@ -30,6 +34,7 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         sid: subject.table.virtual_session(real_session),
         pgid_outside: subject.table.is_outside(real_group, SlotState::OutsideGroup),
         sid_outside: subject.table.is_outside(real_session, SlotState::OutsideSession),
+        foreground: foreground == Some(real_group),
         stopped: subject.stopped,
         leader_gone: subject.leader_gone,
         comm: value(status, b"Name:").unwrap_or_default().to_vec(),
@@ -54,6 +59,12 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         heap: [crate::heap::address() as u64, crate::heap::LEN as u64],
         vdso: [0, 1].map(|i| process::VDSO[i].load(Ordering::Relaxed) as u64),
     };
+    if ulpm_sys::stat(c"/proc/self/cwd").is_ok_and(|status| status.nlink == 0) {
+        return Err(super::unsupported(format_args!(
+            "its working directory {} cannot be found again; have it change to another",
+            meta.process.cwd.escape_ascii()
+        )));
+    }
     memory_map(meta)?;
     meta.actions = (1..=signal::LAST)
         .filter_map(|signo| {

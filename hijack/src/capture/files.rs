@@ -23,6 +23,9 @@ const DELETED: u64 = 5;
 /// The longest file without a name whose content is saved, in bytes.
 const MAX_DELETED: i64 = 256 << 20;
 
+/// The file system of POSIX message queues (ipc/mqueue.c).
+const MQUEUE_MAGIC: u64 = 0x1980_0202;
+
 /// A descriptor of the program, and our duplicate of it.
 struct Open {
     fd: i32,
@@ -138,7 +141,15 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         return Ok(description);
     }
     match status.mode & mode::TYPE {
-        mode::FIFO if open.path.starts_with(b"pipe:") => description.kind = kind::PIPE,
+        mode::FIFO if open.path.starts_with(b"pipe:") => {
+            if open.flags & oflag::DIRECT.cast_unsigned() != 0 {
+                return Err(cannot(open, "is a pipe of packets (O_DIRECT)"));
+            }
+            description.kind = kind::PIPE;
+        }
+        mode::REGULAR if ulpm_sys::filesystem(open.ours) == Ok(MQUEUE_MAGIC) => {
+            return Err(cannot(open, "is a message queue"));
+        }
         mode::REGULAR if open.path.ends_with(b" (deleted)") => {
             if status.size > MAX_DELETED {
                 return Err(cannot(
@@ -189,6 +200,8 @@ fn stream(subject: &Subject<'_>, open: &Open) -> Option<u64> {
     let matches = |index: usize| subject.table.streams().any(|streams| streams[index] == wanted);
     let own = usize::try_from(open.fd).ok().filter(|&fd| fd < 3);
     let found = match own {
+        // A file to read from goes on where it stood; no other one can stand for it.
+        Some(0) if open.status.mode & mode::TYPE == mode::REGULAR => None,
         Some(fd) if matches(fd) => Some(fd),
         // A file or device that the launcher's streams lead to can be open for another reason too.
         _ if !is_channel(open) => None,

@@ -34,6 +34,10 @@ next! {
         unsafe extern "C" fn(Pthread, usize, *const c_void) -> c_int;
     PTHREAD_GETAFFINITY_NP = c"pthread_getaffinity_np":
         unsafe extern "C" fn(Pthread, usize, *mut c_void) -> c_int;
+    PTHREAD_GETATTR_NP = c"pthread_getattr_np":
+        unsafe extern "C" fn(Pthread, *mut c_void) -> c_int;
+    PTHREAD_SETSCHEDPRIO = c"pthread_setschedprio": unsafe extern "C" fn(Pthread, c_int) -> c_int;
+    CLOCK_GETCPUCLOCKID = c"clock_getcpuclockid": unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
     PTHREAD_SETSCHEDPARAM = c"pthread_setschedparam":
         unsafe extern "C" fn(Pthread, c_int, *const c_void) -> c_int;
     PTHREAD_GETSCHEDPARAM = c"pthread_getschedparam":
@@ -63,22 +67,27 @@ unsafe fn copy_of_tid(thread: Pthread) -> &'static AtomicI32 {
     unsafe { &*ptr::with_exposed_provenance::<AtomicI32>(thread.wrapping_add(offset)) }
 }
 
-/// The real id of a thread whose copy holds another; `None` if the two are the same.
+/// The real id of a thread, in a process that was restarted; `None` if it was not, or the thread has ended.
 ///
-/// The copy itself is never changed, not even for the time of a call: the thread may be running, and
-/// marks the mutexes that it takes with it.
+/// The copy itself is not changed for the time of a call: the thread may be running, and marks the mutexes
+/// that it takes with it. Only the thread itself may, see [`pthread_getattr_np`].
 ///
 /// # Safety
 ///
 /// As [`copy_of_tid`].
 unsafe fn other_tid(thread: Pthread) -> Option<c_int> {
-    if !process::is_restarted() {
-        return None;
-    }
+    let own = process::own().filter(|_| process::is_restarted())?;
     // SAFETY: the caller vouches for the thread.
-    let virt = unsafe { copy_of_tid(thread) }.load(Ordering::Relaxed);
-    let real = threads::real_tid(virt);
-    (virt > 0 && real != virt).then_some(real)
+    let copy = unsafe { copy_of_tid(thread) };
+    let virt = loop {
+        let changes = own.tid_changes.load(Ordering::Acquire);
+        let found = copy.load(Ordering::Acquire);
+        if changes.is_multiple_of(2) && own.tid_changes.load(Ordering::Acquire) == changes {
+            break found;
+        }
+        ulpm_sys::sched_yield();
+    };
+    (virt > 0).then(|| threads::real_tid(virt))
 }
 
 /// A system call whose error is returned, as the pthread functions do.
@@ -296,6 +305,62 @@ unsafe extern "C" fn pthread_getcpuclockid(thread: Pthread, clock: *mut c_int) -
         clock.write((!tid << 3) | 6);
         0
     })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_setschedprio(thread: Pthread, priority: c_int) -> c_int {
+    const SCHED_SETPARAM: usize = 142;
+    // SAFETY: see above.
+    holding_name(|| unsafe {
+        match other_tid(thread) {
+            None => PTHREAD_SETSCHEDPRIO.get()(thread, priority),
+            Some(tid) => {
+                let at = (&raw const priority).addr(); // struct sched_param holds just this.
+                direct(SCHED_SETPARAM, [word(tid), at, 0, 0, 0, 0])
+            }
+        }
+    })
+}
+
+/// `pthread_getattr_np()` asks for the thread's processors inside libc, by its copy of the id. For the
+/// calling thread, which nobody else marks mutexes for, that is changed for the time of the call. Of
+/// another restored thread it says ESRCH.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_getattr_np(thread: Pthread, attributes: *mut c_void) -> c_int {
+    #[link(name = "c")]
+    unsafe extern "C" {
+        fn pthread_self() -> Pthread;
+    }
+    // SAFETY: see above.
+    unsafe {
+        let call = || PTHREAD_GETATTR_NP.get()(thread, attributes);
+        let restarted = || process::is_restarted() && thread == pthread_self();
+        let Some(own) = process::own().filter(|_| restarted()) else { return call() };
+        // No handler may run on this thread meanwhile, and take a mutex; nor a freeze come.
+        let mask = ulpm_sys::signal::set_mask(ulpm_sys::signal::ALL);
+        loop {
+            let changes = own.tid_changes.load(Ordering::Relaxed) & !1;
+            let (old, new) = (Ordering::Acquire, Ordering::Relaxed);
+            if own.tid_changes.compare_exchange(changes, changes + 1, old, new).is_ok() {
+                break;
+            }
+            ulpm_sys::sched_yield();
+        }
+        let copy = copy_of_tid(thread);
+        let virt = copy.swap(ulpm_sys::gettid(), Ordering::AcqRel);
+        let result = call();
+        copy.store(virt, Ordering::Release);
+        own.tid_changes.fetch_add(1, Ordering::Release);
+        ulpm_sys::signal::set_mask(mask);
+        result
+    }
+}
+
+/// `clock_getcpuclockid()`: a clock has the real id in it, as the kernel wants it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_getcpuclockid(pid: c_int, clock: *mut c_int) -> c_int {
+    // SAFETY: see above.
+    holding_name(|| unsafe { CLOCK_GETCPUCLOCKID.get()(super::names::real(pid), clock) })
 }
 
 /// What a thread that is created after a restart is to run.

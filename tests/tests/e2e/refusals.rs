@@ -229,3 +229,46 @@ fn what_is_no_checkpoint_cannot_be_restarted() -> Result {
         Ok(())
     })
 }
+
+/// A checkpoint of a program with such a state is refused, in words, and the program is unharmed.
+fn state_refused(what: &str, words: &[&str]) -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("refused_state", 30).arg(what))?;
+        guest.set_limit(5)?;
+        guest.wait_step(5)?;
+        let said = lab.tool(0, "ulpm_command", &["--checkpoint", "--kill", &guest.name])?;
+        said.failure(&[words, &["cannot be saved"]].concat())?;
+        guest.set_free()?;
+        guest.finish()?.expect_code(0)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn pipe_of_packets() -> Result {
+    state_refused("packets", &["pipe of packets"])
+}
+
+#[test]
+fn message_queue() -> Result {
+    state_refused("queue", &["message queue"])
+}
+
+#[test]
+fn working_directory_that_was_removed() -> Result {
+    state_refused("directory", &["working directory", "gone"])
+}
+
+#[test]
+fn seccomp_filter() -> Result {
+    state_refused("seccomp", &["seccomp filter"])
+}
+
+#[test]
+fn changed_user() -> Result {
+    if !is_root() {
+        println!("only root can change its user: the run as root shows this");
+        return Ok(());
+    }
+    state_refused("user", &["changed its user", "65534"])
+}

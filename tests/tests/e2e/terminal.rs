@@ -94,3 +94,33 @@ fn terminal_is_put_right_when_the_program_moves_away() -> Result {
         Ok(())
     })
 }
+
+#[test]
+fn interactive_shell_has_the_terminal_after_a_restart() -> Result {
+    Lab::one_host(|lab| {
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let line = format!(
+            "exec {} -d {} --name bash -- bash --norc -i",
+            launch.display(),
+            images.display()
+        );
+        let guest = on_terminal(lab, 0, "bash", &line)?;
+        guest.write("echo one$((1+1))\n")?;
+        shows(&guest, "one2")?;
+        let checkpoint = lab.checkpoint(&guest)?;
+        guest.kill_tree()?;
+        // The directory of the job stands for its newest checkpoint.
+        let job = checkpoint.path.parent().ok_or("a checkpoint without a job")?;
+        let restart = format!("exec {} {}", lab.bin.join("ulpm_restart").display(), job.display());
+        let twin = on_terminal(lab, 0, "bash", &restart)?;
+        twin.write("echo two$((1+1))\n")?;
+        shows(&twin, "two2")?;
+        // Job control: the terminal goes to a command and comes back.
+        twin.write("bash -c 'echo three$((1+1))'\n")?;
+        shows(&twin, "three2")?;
+        twin.write("exit 5\n")?;
+        let finished = twin.finish()?;
+        ensure!(finished.code == 5, "exit status {}: {}", finished.code, finished.stdout);
+        Ok(())
+    })
+}

@@ -381,3 +381,40 @@ fn freeze_until_durable_holds_the_program_until_its_image_is_safe() -> Result {
         Ok(())
     })
 }
+
+/// `ulpm_launch … <input`, which nothing else can stand for.
+#[test]
+fn input_from_a_file_goes_on_where_it_stood() -> Result {
+    Lab::two_hosts(|lab| {
+        let input = lab.dir.join("input");
+        let records: String = (1..=60).map(|number| format!("record {number:8}\n")).collect();
+        fs::write(&input, records)?;
+        let line = format!(
+            "exec {} -d {} --name reader -- {} 60 <{}",
+            lab.bin.join("ulpm_launch").display(),
+            lab.images().display(),
+            guest_path("read_input")?.display(),
+            input.display()
+        );
+        let mut command = lab.hosts[0].command("sh");
+        command.args(["-c", &line]);
+        let guest = lab.start_command(0, "reader", command)?;
+        guest.set_limit(20)?;
+        guest.wait_step(20)?;
+        let checkpoint = lab.checkpoint(&guest)?;
+        guest.kill_tree()?;
+        let twin = lab.restart(&guest, &checkpoint.path)?;
+        twin.set_limit(40)?;
+        twin.wait_step(40)?;
+        let migration = lab.migrate(&twin.name, 0, 1)?;
+        twin.set_free()?;
+        let id = migration.target_id.to_string();
+        until("the end of the input on the target", DEADLINE, || {
+            let text = lab.tool(1, "ulpm_command", &["--output", &id])?.success()?;
+            ensure!(!text.contains("FAILED"), "{text}");
+            Ok(text.contains("ok read_input").then_some(()))
+        })?;
+        twin.finish()?.expect_code(0)?;
+        Ok(())
+    })
+}

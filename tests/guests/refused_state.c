@@ -1,0 +1,41 @@
+/* State that cannot be saved yet, by name: a checkpoint refuses it in words, and the program goes on. */
+#include "guest.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <mqueue.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+int main(int argc, char **argv)
+{
+    CHECK_EQ(argc, 3);
+    long steps = guest_steps(argc, argv);
+    const char *what = argv[2];
+    if (strcmp(what, "packets") == 0) {
+        int ends[2];
+        CHECK_EQ(pipe2(ends, O_DIRECT), 0);
+    } else if (strcmp(what, "queue") == 0) {
+        char name[64];
+        snprintf(name, sizeof name, "/ulpm-test-%d", (int)getpid());
+        CHECK(mq_open(name, O_RDWR | O_CREAT, 0600, NULL) >= 0);
+        CHECK_EQ(mq_unlink(name), 0);
+    } else if (strcmp(what, "directory") == 0) {
+        CHECK_EQ(mkdir("gone", 0700), 0);
+        CHECK_EQ(chdir("gone"), 0);
+        CHECK_EQ(rmdir("../gone"), 0);
+    } else if (strcmp(what, "seccomp") == 0) {
+        struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        struct sock_fprog program = {1, &allow};
+        CHECK_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        CHECK_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+    } else if (strcmp(what, "user") == 0) {
+        CHECK_EQ(seteuid(65534), 0);
+    } else {
+        CHECK(!"known");
+    }
+    for (long i = 1; i <= steps; i++)
+        guest_step(i);
+    guest_line("ok refused_state");
+    return 0;
+}
