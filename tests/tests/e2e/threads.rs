@@ -9,6 +9,7 @@ whole_life! {
     a_thousand_threads => Program::guest("threads1000", 200);
     malloc_storm => Program::guest("malloc_storm", 200).env("MALLOC_ARENA_MAX", "1");
     mappings => Program::guest("mappings", 200);
+    address_space => Program::guest("address_space", 80);
     vector_registers => Program::guest("fpu", 200);
     thread_state => Program::guest("thread_state", 200);
     #[ignore = "issue B: robust mutexes and the death of their owner after a restart"]
