@@ -288,8 +288,13 @@ impl Job {
         let mut paths = BTreeSet::new();
         let mut bytes = 0;
         let members = self.members();
+        let streams = self.table.table().streams();
+        let outputs: Vec<_> = streams
+            .flat_map(|[_, output, error]| [output, error])
+            .map(|id| (id.dev, id.ino))
+            .collect();
         for stat in &members {
-            paths.extend(process::open_paths(stat.pid));
+            paths.extend(process::open_paths(stat.pid, &outputs));
             bytes += stat.rss * 4096;
         }
         Offer {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ulpm_control::host;
@@ -284,12 +285,19 @@ impl Rights {
 }
 
 /// Current directory and regular files that a process has open, as far as they have names.
-pub(crate) fn open_paths(pid: i32) -> Vec<PathBuf> {
+///
+/// Standard output and error are left out where they are of those that `replaced` names by device and inode:
+/// a job that moves gets others.
+pub(crate) fn open_paths(pid: i32, replaced: &[(u64, u64)]) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     paths.extend(fs::read_link(format!("/proc/{pid}/cwd")));
     if let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) {
         for fd in fds.flatten() {
-            let regular = fs::metadata(fd.path()).is_ok_and(|meta| meta.is_file() || meta.is_dir());
+            let regular = fs::metadata(fd.path()).is_ok_and(|meta| {
+                let is_output = fd.file_name() == "1" || fd.file_name() == "2";
+                (meta.is_file() || meta.is_dir())
+                    && !(is_output && replaced.contains(&(meta.dev(), meta.ino())))
+            });
             if regular && let Ok(path) = fs::read_link(fd.path()) {
                 paths.push(path);
             }

@@ -308,10 +308,17 @@ impl Builder<'_> {
             let capacity = libc::c_int::try_from(pipe.capacity).unwrap_or(libc::c_int::MAX);
             // SAFETY: the call takes numbers only.
             let set = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, capacity) };
+            // A user with many pipes gets no bigger ones: then it is enough that the content fits.
             if set < 0 {
-                return Err(system("give a pipe the capacity that it had (see fs.pipe-max-size)"));
+                let error = system(
+                    "give a pipe the capacity that it had (see fs.pipe-max-size and fs.pipe-user-pages-soft)",
+                );
+                // SAFETY: as above.
+                let actual = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ) };
+                if usize::try_from(actual).is_ok_and(|actual| actual < pipe.content.len()) {
+                    return Err(error);
+                }
             }
-            // The content fits: it came out of a pipe of this capacity.
             write
                 .write_all(&pipe.content)
                 .map_err(|source| RestartError::System { what: "fill a pipe", source })?;

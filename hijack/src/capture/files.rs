@@ -281,12 +281,40 @@ fn pipe(open: &Open) -> Result<Pipe, Failed> {
         let link = Text::<64>::path(format_args!("/proc/thread-self/fd/{}", open.ours));
         let flags = oflag::RDONLY | oflag::NONBLOCK | oflag::CLOEXEC;
         let from = ulpm_sys::open(link.c_str(), flags).map_err(failed)?;
-        let copied = copy_pipe(from, capacity, len, &mut content);
+        let copied = match copy_pipe(from, capacity, len, &mut content) {
+            Err(Errno::PERM) => take_out_and_put_back(from, link.c_str(), len, &mut content),
+            other => other,
+        };
         ulpm_sys::close(from);
         copied.map_err(failed)?;
     }
     let capacity = u64::try_from(capacity).unwrap_or(0);
     Ok(Pipe { id: open.status.ino, capacity, content })
+}
+
+/// For a user who has so many pipes that no further one gets enough buffers (fs.pipe-user-pages-soft).
+///
+/// All processes of the job stand still meanwhile, and what came out fits in again.
+fn take_out_and_put_back(
+    from: i32,
+    link: &core::ffi::CStr,
+    len: usize,
+    content: &mut Vec<u8>,
+) -> Result<(), Errno> {
+    let into = ulpm_sys::open(link, oflag::WRONLY | oflag::CLOEXEC)?;
+    content.resize(len, 0);
+    let taken = ulpm_sys::read(from, content);
+    content.truncate(taken.unwrap_or(0));
+    let mut rest = &content[..];
+    while !rest.is_empty() {
+        // It can fail in no other way than to be interrupted: we hold a reader.
+        rest = &rest[ulpm_sys::write(into, rest).unwrap_or(0)..];
+    }
+    ulpm_sys::close(into);
+    match taken? {
+        all if all == len => Ok(()),
+        _ => Err(Errno::IO),
+    }
 }
 
 fn copy_pipe(from: i32, capacity: i32, len: usize, content: &mut Vec<u8>) -> Result<(), Errno> {

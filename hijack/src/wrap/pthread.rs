@@ -333,11 +333,18 @@ unsafe extern "C" fn pthread_getattr_np(thread: Pthread, attributes: *mut c_void
     }
     // SAFETY: see above.
     unsafe {
-        let call = || PTHREAD_GETATTR_NP.get()(thread, attributes);
-        let restarted = || process::is_restarted() && thread == pthread_self();
-        let Some(own) = process::own().filter(|_| restarted()) else { return call() };
+        let get = PTHREAD_GETATTR_NP.get();
+        let call = || get(thread, attributes);
+        let Some(own) = process::own().filter(|_| thread == pthread_self()) else {
+            return holding_name(call);
+        };
         // No handler may run on this thread meanwhile, and take a mutex; nor a freeze come.
         let mask = ulpm_sys::signal::set_mask(ulpm_sys::signal::ALL);
+        if !process::is_restarted() {
+            let result = call();
+            ulpm_sys::signal::set_mask(mask);
+            return result;
+        }
         loop {
             let changes = own.tid_changes.load(Ordering::Relaxed) & !1;
             let (old, new) = (Ordering::Acquire, Ordering::Relaxed);

@@ -207,12 +207,20 @@ fn one_is_left(lab: &Lab, guest: &Guest<'_>, what: &str) -> Result {
     let mut rounds = 0;
     until(format!("one instance to be left ({what})"), DEADLINE, || {
         let running = instances(lab)?;
-        // It counts when it stays so: a second copy would show up within these rounds.
-        rounds = if running.len() == 1 { rounds + 1 } else { 0 };
+        // It counts when it stays so, and nobody is at work any more: a second copy would show up within
+        // these rounds.
+        let mut busy = false;
+        for host in &lab.hosts {
+            let status = host.status()?;
+            busy |= status["jobs"]
+                .as_array()
+                .is_some_and(|jobs| jobs.iter().any(|job| job["state"] != "running"));
+        }
+        rounds = if running.len() == 1 && !busy { rounds + 1 } else { 0 };
         if rounds > 25 {
             return Ok(Some(()));
         }
-        if !running.is_empty() {
+        if !running.is_empty() || busy {
             return Ok(None);
         }
         // None runs. Then there is a whole image, on the target or on the source.
