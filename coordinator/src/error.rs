@@ -248,7 +248,7 @@ pub(crate) fn describe(missing: &Missing) -> String {
     let mut parts = Vec::new();
     for stranger in &missing.strangers {
         parts.push(format!(
-            "process {} ({}), a child of {}, is not under ULPM: is it static or setuid?",
+            "process {} ({}), a child of {}, is not under ULPM: is it static, setuid or another user's?",
             stranger.pid,
             process::exe(stranger.pid.0),
             stranger.parent
@@ -256,7 +256,7 @@ pub(crate) fn describe(missing: &Missing) -> String {
     }
     for pid in &missing.silent {
         parts.push(format!(
-            "process {pid} ({}) has not loaded ULPM's library: is it static or setuid, or just starting?",
+            "process {pid} ({}) has not loaded ULPM's library: is it static or setuid, of another user, or just starting?",
             process::exe(pid.0)
         ));
     }

@@ -167,6 +167,9 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         }
         mode::REGULAR | mode::DIRECTORY | mode::CHARACTER => {}
         mode::SOCKET => return Err(cannot(open, "is a socket")),
+        _ if open.path.starts_with(b"anon_inode:") => {
+            return Err(cannot(open, "is an object of the kernel"));
+        }
         mode::FIFO => return Err(cannot(open, "is a named pipe")),
         _ => return Err(cannot(open, "is of a kind that ULPM does not know")),
     }
