@@ -178,7 +178,11 @@ impl Freeze {
         let alive: BTreeSet<Pid> = scan.members.iter().map(|seen| seen.pid).collect();
         self.members.retain(|pid, _| alive.contains(pid));
         let mut actions = Vec::new();
+        let mut silent = Vec::new();
         for seen in &scan.members {
+            if self.members.get(&seen.pid) == Some(&Phase::Woken) && seen.live && !seen.stopped {
+                silent.push(Action::Wake(seen.pid));
+            }
             let phase = self.members.entry(seen.pid).or_insert(Phase::Unreached);
             *phase = reach(*phase, seen, &mut actions);
         }
@@ -191,6 +195,8 @@ impl Freeze {
         };
         self.pause =
             if actions.is_empty() { (self.pause * 2).clamp(floor, SCAN_LATEST) } else { floor };
+        // The signal may have come at the moment at which glibc installed a handler of its own.
+        actions.append(&mut silent);
         // A scan of a big job takes long: leave it at least as much time to get somewhere.
         self.next_scan = now + self.pause.max(now.saturating_duration_since(began) * 2);
         actions

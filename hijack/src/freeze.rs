@@ -164,9 +164,7 @@ fn stop_all(
     borrowed: &Borrowed,
 ) -> Result<(u32, bool), Failed> {
     // glibc installs its own handler when the first thread is created.
-    if signal::action(FREEZE_SIGNAL, None).is_ok_and(|action| !threads::is_ours(&action)) {
-        threads::install_handler(FREEZE_SIGNAL);
-    }
+    threads::keep_handler();
     let pid = ulpm_sys::getpid();
     let manager = ulpm_sys::gettid();
     let info = |signo| SigInfo::queued(signo, FREEZE_COOKIE | u64::from(epoch));

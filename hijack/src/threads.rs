@@ -108,6 +108,13 @@ pub(crate) fn install_handler(signal: i32) -> Action {
     old
 }
 
+/// Puts our handler of [`FREEZE_SIGNAL`] back where glibc has installed its own.
+pub(crate) fn keep_handler() {
+    if signal::action(FREEZE_SIGNAL, None).is_ok_and(|action| !is_ours(&action)) {
+        install_handler(FREEZE_SIGNAL);
+    }
+}
+
 /// Whether `action` is our handler.
 pub(crate) fn is_ours(action: &Action) -> bool {
     action.handler == freeze_action().handler

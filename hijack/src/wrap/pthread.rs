@@ -7,9 +7,8 @@
 
 use core::ffi::{c_int, c_void};
 use core::ptr;
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, Ordering};
 
-use ulpm_protocol::manager::FREEZE_SIGNAL;
 use ulpm_sys::arch::{nr, syscall};
 use ulpm_sys::{map, pr, prot};
 
@@ -376,10 +375,6 @@ struct Created {
     argument: *mut c_void,
 }
 
-/// Whether glibc has created a thread, and with the first one installed its handler of our signal. A
-/// forked child inherits both.
-static HAS_CREATED: AtomicU32 = AtomicU32::new(0);
-
 /// `pthread_create`: passed on until a restart; after one, the new thread's id may be a number by which
 /// another thread goes already, and is settled before its code runs.
 #[unsafe(no_mangle)]
@@ -393,8 +388,9 @@ unsafe extern "C" fn pthread_create(
     unsafe {
         let create = |start, argument| {
             let result = PTHREAD_CREATE.get()(thread, attributes, start, argument);
-            if HAS_CREATED.swap(1, Ordering::Relaxed) == 0 && process::own().is_some() {
-                threads::install_handler(FREEZE_SIGNAL);
+            // glibc installs its own with the first thread of a process, and again with that of a forked child.
+            if process::own().is_some() {
+                threads::keep_handler();
             }
             result
         };

@@ -10,6 +10,7 @@ whole_life! {
     tree_of_64 => Program::guest("tree64", 200);
     zombies_orphans_groups_sessions => Program::guest("zombies", 200);
     every_way_to_exec => Program::guest("exec_env", 80);
+    threads_of_a_forked_child => Program::guest("forked_threads", 200);
     fork_and_cancellation => Program::guest("libc_contract", 200);
 }
 

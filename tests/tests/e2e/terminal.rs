@@ -4,7 +4,9 @@ use ulpm_tests::{Guest, Lab, Result, ensure};
 
 /// Starts `line` on a terminal of its own.
 fn on_terminal<'lab>(lab: &'lab Lab, host: usize, name: &str, line: &str) -> Result<Guest<'lab>> {
-    let mut command = lab.hosts[host].command("script");
+    // A shell cannot trap what it finds ignored, as it is in a background job of another shell.
+    let mut command = lab.hosts[host].command("env");
+    command.args(["--default-signal=INT,QUIT", "script"]);
     command.args(["-qefc", line, "/dev/null"]).env("TERM", "vt100");
     lab.start_command(host, name, command)
 }
