@@ -216,25 +216,19 @@ impl Guest<'_> {
     /// Never: without a coordinator, what is below the launcher is the answer.
     pub fn members(&self) -> Result<Vec<Process>> {
         let launcher = self.launcher_pid();
-        let mut members: BTreeSet<i32> = self
-            .lab
-            .job(self.host, &self.name)
-            .ok()
-            .flatten()
-            .and_then(|job| {
-                let processes = job["processes"].as_array()?.clone();
-                Some(
-                    processes
-                        .iter()
-                        .filter_map(|entry| entry["real"].as_i64()?.try_into().ok())
-                        .collect(),
-                )
-            })
-            .unwrap_or_default();
+        let mut members = self.listed();
         members.insert(launcher);
         let mut found = process::tree(&members);
         found.retain(|process| process.pid != launcher && process.state != 'Z');
         Ok(found)
+    }
+
+    /// The job's processes, as its coordinator lists them.
+    fn listed(&self) -> BTreeSet<i32> {
+        let job = self.lab.job(self.host, &self.name).ok().flatten();
+        let real = |entry: &serde_json::Value| entry["real"].as_i64()?.try_into().ok();
+        let processes = job.as_ref().and_then(|job| job["processes"].as_array());
+        processes.map(|all| all.iter().filter_map(real).collect()).unwrap_or_default()
     }
 
     /// Process id of the program itself, as the kernel knows it.
@@ -275,9 +269,12 @@ impl Guest<'_> {
     ///
     /// When something is still there after the deadline.
     pub fn kill_tree(&self) -> Result<i32> {
+        // First all stand still, so that none sees another die and says something about it. Not those above
+        // the job: script(1) would stop with its child, and miss its end.
+        for pid in self.listed() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+        }
         kill_all(|| self.members().unwrap_or_default())?;
-        // script(1) stops when it sees its child stopped, as all were before they were killed.
-        let _ = kill(Pid::from_raw(self.launcher_pid()), Signal::SIGCONT);
         let code = self.running().wait(DEADLINE)?;
         self.wait_forgotten()?;
         Ok(code)

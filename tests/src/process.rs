@@ -135,11 +135,8 @@ pub(crate) fn kill_all(mut found: impl FnMut() -> Vec<Process>) -> Result {
     let mut left = Vec::new();
     until("processes to end after SIGKILL", Duration::from_secs(10), || {
         left = found();
-        // First all stand still, so that none sees another die and says something about it.
-        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-            for process in &left {
-                let _ = kill(Pid::from_raw(process.pid), signal);
-            }
+        for process in &left {
+            kill_hard(process.pid);
         }
         Ok(left.is_empty().then_some(()))
     })
