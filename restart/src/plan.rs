@@ -223,16 +223,21 @@ fn hole(len: usize, meta: &Meta, maps: &str, vdso: &Vdso) -> Option<usize> {
     taken.push((word(process.table), word(process.table) + page_up(table::LEN)));
     let at = word(process.vdso[0]);
     taken.push((at.saturating_sub(vdso.len()), at + vdso.len()));
-    // A growing stack or heap must not run into the vDSO that may stay in the hole: keep away from both.
-    const MARGIN: usize = 64 << 20;
     taken.retain(|&(start, _)| start < USER_END); // Not the vsyscall page.
     taken.sort_unstable();
+    // A growing stack or heap must not run into the vDSO that may stay in the hole: away from both, as
+    // far as there is room. A program that has taken all the rest has left its own growth no more.
+    [64 << 20, 1 << 20, 0].into_iter().find_map(|margin| highest_hole(&taken, len, margin))
+}
+
+/// The highest range between `taken` ones, in their order, that keeps `margin` from both neighbours: the
+/// bottom belongs to programs that are not relocatable.
+fn highest_hole(taken: &[(usize, usize)], len: usize, margin: usize) -> Option<usize> {
     let mut from = USER_START;
     let mut found = None;
-    for (start, end) in taken.into_iter().chain([(USER_END, USER_END)]) {
-        if start.saturating_sub(from) >= len + 2 * MARGIN {
-            // The highest that fits: the bottom belongs to programs that are not relocatable.
-            found = Some((start - MARGIN - len) & !(PAGE - 1));
+    for &(start, end) in taken.iter().chain(&[(USER_END, USER_END)]) {
+        if start.saturating_sub(from) >= len + 2 * margin {
+            found = Some((start - margin - len) & !(PAGE - 1));
         }
         from = from.max(end);
     }
@@ -431,5 +436,19 @@ fn finish_region(region: &Region, list: &mut Vec<Operation>) {
     if region.flags & flag::LOCKED != 0 {
         const MLOCK: usize = 149;
         list.push(Operation::attempt(MLOCK, [start, len, 0, 0, 0, 0]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_hole_with_room_on_both_sides() {
+        let taken =
+            [(USER_START, 0x1000_0000), (0x1010_0000, 0x2000_0000), (0x2001_0000, USER_END)];
+        assert_eq!(highest_hole(&taken, 0x1000, 0x8000), Some(0x1010_0000 - 0x9000));
+        assert_eq!(highest_hole(&taken, 0x1_0000, 0), Some(0x2000_0000));
+        assert_eq!(highest_hole(&taken, 0x10_0000, 0x1000), None);
     }
 }
