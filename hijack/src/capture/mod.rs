@@ -4,7 +4,7 @@
 //! disturbs nothing.
 
 mod attributes;
-mod files;
+mod descriptors;
 mod memory;
 pub(crate) mod text;
 pub(crate) mod write;
@@ -84,7 +84,7 @@ pub(crate) fn collect(subject: &Subject<'_>) -> Result<(Meta, Vec<Saved>), Faile
     meta.zombies = ZombieMessage::decode_all(subject.zombies)
         .map(|z| Zombie { pid: z.virt, status: z.status, pgid: z.pgid, sid: z.sid })
         .collect();
-    files::collect(subject, &mut meta)?;
+    descriptors::collect(subject, &mut meta)?;
     let saved = memory::collect(subject, &mut meta)?;
     Ok((meta, saved))
 }

@@ -5,6 +5,10 @@ use alloc::vec::Vec;
 use crate::ImageError;
 use crate::wire::{Reader, Wire, record};
 
+mod descriptors;
+
+pub use descriptors::*;
+
 record! {
 /// The process as a whole.
 Process {
@@ -159,79 +163,6 @@ Region {
     mtime: [i64; 2],
     /// The file's path.
     path: Vec<u8>,
-}
-}
-
-record! {
-/// A descriptor.
-Descriptor {
-    /// Its number.
-    fd: i32,
-    /// FD_CLOEXEC.
-    cloexec: bool,
-    /// The open file description behind it.
-    description: u64,
-}
-}
-
-/// `Description::kind`.
-pub mod description_kind {
-    /// A file with a path: regular, directory or device.
-    pub const FILE: u32 = 1;
-    /// An end of a pipe whose id is `inode`.
-    pub const PIPE: u32 = 2;
-    /// A standard stream of the launcher: 0, 1 or 2 as `inode`.
-    pub const STREAM: u32 = 3;
-    /// A regular file that was deleted: a [`DeletedFile`](super::DeletedFile) with this `dev` and
-    /// `inode` has its content. Shared memory regions with them are the same object.
-    pub const DELETED: u32 = 4;
-}
-
-record! {
-/// An open file description. Equal `id`s in the images of a checkpoint are the same one.
-Description {
-    /// Names it in the checkpoint.
-    id: u64,
-    /// `description_kind`.
-    kind: u32,
-    /// O_… flags.
-    flags: u32,
-    /// File offset.
-    position: u64,
-    /// Device.
-    dev: u64,
-    /// Inode, or what `kind` says.
-    inode: u64,
-    /// Mode of the file.
-    mode: u32,
-    /// Length of the file when it was saved.
-    file_len: u64,
-    /// Path.
-    path: Vec<u8>,
-}
-}
-
-record! {
-/// A pipe, saved by one of its holders.
-Pipe {
-    /// Its inode.
-    id: u64,
-    /// F_GETPIPE_SZ.
-    capacity: u64,
-    /// What was in it.
-    content: Vec<u8>,
-}
-}
-
-record! {
-/// A file that has no name any more, saved by one of those who have it open.
-DeletedFile {
-    /// Device.
-    dev: u64,
-    /// Inode.
-    inode: u64,
-    /// All of it.
-    content: Vec<u8>,
 }
 }
 

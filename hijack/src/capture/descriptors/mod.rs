@@ -1,30 +1,28 @@
-//! Descriptors: regular files, directories and devices that can be opened again, pipes with their
-//! content, and the standard streams of the launcher.
+//! Descriptors and the open file descriptions behind them.
+//!
+//! Each kind of description is a module, with the one of the same name in `restart/src/objects/` as its other
+//! half. Its `kind` looks at a descriptor and says what it is, or why it cannot be saved; its `save` takes
+//! the state of a description, in the one process that was elected for it.
+
+mod file;
+mod pipe;
 
 use alloc::vec::Vec;
 
 use ulpm_image::Meta;
-use ulpm_image::meta::{DeletedFile, Description, Descriptor, Pipe, description_kind as kind};
+use ulpm_image::meta::{Description, Descriptor, description_kind as kind};
 use ulpm_protocol::table::StreamId;
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{decimal, octal, value};
-use ulpm_sys::{Errno, FileStatus, mode, oflag};
+use ulpm_sys::{FileStatus, mode, oflag};
 
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
 use crate::threads;
 
-/// Kinds of elections.
+/// The election of the process that saves a description.
 const DESCRIPTION: u64 = 1;
-const PIPE: u64 = 2;
-const DELETED: u64 = 5;
-
-/// The longest file without a name whose content is saved, in bytes.
-const MAX_DELETED: i64 = 256 << 20;
-
-/// The file system of POSIX message queues (ipc/mqueue.c).
-const MQUEUE_MAGIC: u64 = 0x1980_0202;
 
 /// A descriptor of the program, and our duplicate of it.
 struct Open {
@@ -79,15 +77,11 @@ fn collect_from(
             cloexec: open.flags & oflag::CLOEXEC.cast_unsigned() != 0,
             description: description.id,
         });
-        if description.kind == kind::PIPE
-            && subject.wins(PIPE, &[open.status.dev, open.status.ino])?
-        {
-            meta.pipes.push(pipe(&open)?);
-        }
-        if description.kind == kind::DELETED
-            && subject.wins(DELETED, &[open.status.dev, open.status.ino])?
-        {
-            meta.deleted.push(deleted(&open)?);
+        // The first to come across a description saves its state.
+        let elected = description.id == own_number(task, fd)
+            && !meta.descriptions.iter().any(|known| known.id == description.id);
+        if elected {
+            save(subject, &open, &description, meta)?;
         }
         if !meta.descriptions.iter().any(|known| known.id == description.id) {
             meta.descriptions.push(description);
@@ -140,41 +134,35 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         description.id = 1 << 63 | stream << 32 | u64::from(open.fd.cast_unsigned());
         return Ok(description);
     }
-    match status.mode & mode::TYPE {
-        mode::FIFO if open.path.starts_with(b"pipe:") => {
-            if open.flags & oflag::DIRECT.cast_unsigned() != 0 {
-                return Err(cannot(open, "is a pipe of packets (O_DIRECT)"));
-            }
-            description.kind = kind::PIPE;
-        }
-        mode::REGULAR if ulpm_sys::filesystem(open.ours) == Ok(MQUEUE_MAGIC) => {
-            return Err(cannot(open, "is a message queue"));
-        }
-        mode::REGULAR if open.path.ends_with(b" (deleted)") => {
-            if status.size > MAX_DELETED {
-                return Err(cannot(
-                    open,
-                    "was deleted, and is longer than what is saved of such a file",
-                ));
-            }
-            description.kind = kind::DELETED;
-        }
-        mode::DIRECTORY if open.path.ends_with(b" (deleted)") => {
-            return Err(cannot(open, "is a directory that was deleted"));
-        }
+    description.kind = match status.mode & mode::TYPE {
+        mode::REGULAR | mode::DIRECTORY => file::kind(open)?,
         mode::CHARACTER if open.path.ends_with(b"/ptmx") => {
             return Err(cannot(open, "is the master of a pseudo-terminal"));
         }
-        mode::REGULAR | mode::DIRECTORY | mode::CHARACTER => {}
+        mode::CHARACTER => kind::FILE,
+        mode::FIFO => pipe::kind(open)?,
         mode::SOCKET => return Err(cannot(open, "is a socket")),
         _ if open.path.starts_with(b"anon_inode:") => {
             return Err(cannot(open, "is an object of the kernel"));
         }
-        mode::FIFO => return Err(cannot(open, "is a named pipe")),
         _ => return Err(cannot(open, "is of a kind that ULPM does not know")),
-    }
+    };
     description.id = identity(subject, task, open)?;
     Ok(description)
+}
+
+/// Saves the state of a description.
+fn save(
+    subject: &Subject<'_>,
+    open: &Open,
+    description: &Description,
+    meta: &mut Meta,
+) -> Result<(), Failed> {
+    match description.kind {
+        kind::PIPE => pipe::save(subject, open, meta),
+        kind::DELETED => file::save(subject, open, meta),
+        _ => Ok(()),
+    }
 }
 
 /// A path below /proc/PID with the id by which the program knows that process.
@@ -224,13 +212,18 @@ fn is_channel(open: &Open) -> bool {
     }
 }
 
+/// The number that a description gets if a task's descriptor is the first to claim it.
+fn own_number(task: i32, fd: i32) -> u64 {
+    u64::from(task.cast_unsigned()) << 32 | u64::from(fd.cast_unsigned())
+}
+
 /// A number that all descriptors of the job share which share an open file description.
 ///
 /// Descriptions that look alike meet at one claim. The first to come gives it its own process and
 /// descriptor as number; whoever comes later compares with kcmp(2), and goes on to the next claim if
 /// it is another description after all. All are frozen, so the descriptors stay what they are.
 fn identity(subject: &Subject<'_>, task: i32, open: &Open) -> Result<u64, Failed> {
-    let me = u64::from(task.cast_unsigned()) << 32 | u64::from(open.fd.cast_unsigned());
+    let me = own_number(task, open.fd);
     let looks = [open.status.dev, open.status.ino, open.position, u64::from(open.flags & 0o3)];
     for attempt in 0..=u64::from(u32::MAX) {
         let key = subject.key(DESCRIPTION, &[&looks[..], &[attempt]].concat());
@@ -250,94 +243,4 @@ fn identity(subject: &Subject<'_>, task: i32, open: &Open) -> Result<u64, Failed
         }
     }
     Ok(me)
-}
-
-/// The content of a file that nobody could open again.
-fn deleted(open: &Open) -> Result<DeletedFile, Failed> {
-    let failed = |errno| Failed::system("read a file that was deleted", errno);
-    // Opened anew, for the descriptor may be for writing only.
-    let link = Text::<64>::path(format_args!("/proc/thread-self/fd/{}", open.ours));
-    let from = ulpm_sys::open(link.c_str(), oflag::RDONLY | oflag::CLOEXEC).map_err(failed)?;
-    let mut content = alloc::vec![0; usize::try_from(open.status.size).unwrap_or(0)];
-    let mut read = 0;
-    let result = loop {
-        match ulpm_sys::pread(from, &mut content[read..], read) {
-            Ok(0) => break Ok(()),
-            Ok(more) => read += more,
-            Err(errno) => break Err(failed(errno)),
-        }
-    };
-    ulpm_sys::close(from);
-    content.truncate(read);
-    result.map(|()| DeletedFile { dev: open.status.dev, inode: open.status.ino, content })
-}
-
-/// Copies what is in a pipe, and leaves it there.
-fn pipe(open: &Open) -> Result<Pipe, Failed> {
-    let failed = |errno: Errno| Failed::system("copy the content of a pipe", errno);
-    let capacity = ulpm_sys::fcntl(open.ours, ulpm_sys::F_GETPIPE_SZ, 0).map_err(failed)?;
-    let mut content = Vec::new();
-    let len = ulpm_sys::bytes_to_read(open.ours).map_err(failed)?;
-    if len != 0 {
-        // Opened anew for reading, whichever end this is: an open through /proc makes a description
-        // of its own, so the program's flags stay as they are.
-        let link = Text::<64>::path(format_args!("/proc/thread-self/fd/{}", open.ours));
-        let flags = oflag::RDONLY | oflag::NONBLOCK | oflag::CLOEXEC;
-        let from = ulpm_sys::open(link.c_str(), flags).map_err(failed)?;
-        let copied = match copy_pipe(from, capacity, len, &mut content) {
-            Err(Errno::PERM) => take_out_and_put_back(from, link.c_str(), len, &mut content),
-            other => other,
-        };
-        ulpm_sys::close(from);
-        copied.map_err(failed)?;
-    }
-    let capacity = u64::try_from(capacity).unwrap_or(0);
-    Ok(Pipe { id: open.status.ino, capacity, content })
-}
-
-/// For a user who has so many pipes that no further one gets enough buffers (fs.pipe-user-pages-soft).
-///
-/// All processes of the job stand still meanwhile, and what came out fits in again.
-fn take_out_and_put_back(
-    from: i32,
-    link: &core::ffi::CStr,
-    len: usize,
-    content: &mut Vec<u8>,
-) -> Result<(), Errno> {
-    let into = ulpm_sys::open(link, oflag::WRONLY | oflag::CLOEXEC)?;
-    content.resize(len, 0);
-    let taken = ulpm_sys::read(from, content);
-    content.truncate(taken.unwrap_or(0));
-    let mut rest = &content[..];
-    while !rest.is_empty() {
-        // It can fail in no other way than to be interrupted: we hold a reader.
-        rest = &rest[ulpm_sys::write(into, rest).unwrap_or(0)..];
-    }
-    ulpm_sys::close(into);
-    match taken? {
-        all if all == len => Ok(()),
-        _ => Err(Errno::IO),
-    }
-}
-
-fn copy_pipe(from: i32, capacity: i32, len: usize, content: &mut Vec<u8>) -> Result<(), Errno> {
-    let [out, into] = ulpm_sys::pipe(oflag::CLOEXEC | oflag::NONBLOCK)?;
-    let result = (|| {
-        // As many buffers as the original has: tee copies buffers, not bytes.
-        let size = usize::try_from(capacity).unwrap_or(ulpm_sys::PAGE);
-        ulpm_sys::fcntl(into, ulpm_sys::F_SETPIPE_SZ, size)?;
-        let copied = ulpm_sys::tee(from, into, len)?;
-        content.resize(copied, 0);
-        let mut read = 0;
-        while read < copied {
-            match ulpm_sys::read(out, &mut content[read..])? {
-                0 => return Err(Errno::IO),
-                more => read += more,
-            }
-        }
-        if copied == len { Ok(()) } else { Err(Errno::IO) }
-    })();
-    ulpm_sys::close(out);
-    ulpm_sys::close(into);
-    result
 }

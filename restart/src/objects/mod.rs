@@ -1,15 +1,20 @@
 //! Kernel objects that processes share, each made once before the tree is forked, and inherited.
 //!
+//! Each kind of open file description is a module, with the one of the same name in
+//! `hijack/src/capture/descriptors/` as its other half.
+//!
 //! Everything lies at descriptor numbers that no process of the job uses, so that none is in the way
 //! when a process puts its own descriptors at their numbers.
 
+mod file;
+mod pipe;
+
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use ulpm_image::meta::{Description, Region, description_kind, region_flag, region_kind};
@@ -252,7 +257,7 @@ impl Builder<'_> {
                 }
                 let fd = match description.kind {
                     description_kind::PIPE => self.pipe_end(&mut pipes, description)?,
-                    description_kind::STREAM => stream(description)?,
+                    description_kind::STREAM => file::stream(description)?,
                     description_kind::DELETED => self.deleted(description)?,
                     _ => self.open(image, description)?,
                 };
@@ -268,105 +273,6 @@ impl Builder<'_> {
         let (pid, _) = below_proc(description)?;
         self.images.iter().any(|image| image.pid() == pid).then_some(pid)
     }
-
-    fn pipe_end(
-        &self,
-        pipes: &mut HashMap<u64, [File; 2]>,
-        description: &Description,
-    ) -> Result<OwnedFd, RestartError> {
-        let id = description.inode;
-        let [read, write] = match pipes.entry(id) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.pipe(id)?),
-        };
-        // Opened anew, so that each description has flags of its own; the pipe stays the same.
-        let (end, mode) = match description.flags.cast_signed() & libc::O_ACCMODE {
-            libc::O_RDONLY => (read, libc::O_RDONLY),
-            libc::O_WRONLY => (write, libc::O_WRONLY),
-            _ => (read, libc::O_RDWR),
-        };
-        let flags = description.flags.cast_signed() & (libc::O_NONBLOCK | libc::O_DIRECT);
-        let path = format!("/proc/self/fd/{}", end.as_raw_fd());
-        let path = std::ffi::CString::new(path).unwrap_or_default();
-        // SAFETY: the path is NUL-terminated.
-        let fd = unsafe { libc::open(path.as_ptr(), mode | flags | libc::O_CLOEXEC) };
-        if fd < 0 {
-            return Err(system("open the end of a pipe"));
-        }
-        // SAFETY: the descriptor was just opened and is nobody else's.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-
-    /// A pipe with the content that one of its holders saved.
-    fn pipe(&self, id: u64) -> Result<[File; 2], RestartError> {
-        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .map_err(|errno| RestartError::System { what: "make a pipe", source: errno.into() })?;
-        let (read, mut write) = (File::from(read), File::from(write));
-        let saved =
-            self.images.iter().flat_map(|image| &image.meta.pipes).find(|pipe| pipe.id == id);
-        if let Some(pipe) = saved {
-            let capacity = libc::c_int::try_from(pipe.capacity).unwrap_or(libc::c_int::MAX);
-            // SAFETY: the call takes numbers only.
-            let set = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, capacity) };
-            // A user with many pipes gets no bigger ones: then it is enough that the content fits.
-            if set < 0 {
-                let error = system(
-                    "give a pipe the capacity that it had (see fs.pipe-max-size and fs.pipe-user-pages-soft)",
-                );
-                // SAFETY: as above.
-                let actual = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ) };
-                if usize::try_from(actual).is_ok_and(|actual| actual < pipe.content.len()) {
-                    return Err(error);
-                }
-            }
-            write
-                .write_all(&pipe.content)
-                .map_err(|source| RestartError::System { what: "fill a pipe", source })?;
-        }
-        Ok([read, write])
-    }
-
-    /// A description of its own of a file without a name.
-    fn deleted(&mut self, description: &Description) -> Result<OwnedFd, RestartError> {
-        let object = self.memory(description.dev, description.inode)?;
-        let flags =
-            description.flags.cast_signed() & !(NOT_AGAIN | libc::O_DIRECT | libc::O_TMPFILE);
-        let path = std::ffi::CString::new(format!("/proc/self/fd/{object}")).unwrap_or_default();
-        let position = libc::off_t::try_from(description.position).unwrap_or(libc::off_t::MAX);
-        // SAFETY: the path is NUL-terminated; the second call takes numbers only.
-        unsafe {
-            let fd = libc::open(path.as_ptr(), flags | libc::O_CLOEXEC);
-            if fd < 0 || libc::lseek(fd, position, libc::SEEK_SET) < 0 {
-                return Err(system("open a file without a name again"));
-            }
-            Ok(OwnedFd::from_raw_fd(fd))
-        }
-    }
-
-    fn open(&self, image: &ImageFile, description: &Description) -> Result<OwnedFd, RestartError> {
-        let path = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&description.path)));
-        let flags = description.flags.cast_signed() & !(NOT_AGAIN | libc::O_ACCMODE);
-        let access = description.flags.cast_signed() & libc::O_ACCMODE;
-        let file = OpenOptions::new()
-            .read(access != libc::O_WRONLY)
-            .write(access != libc::O_RDONLY)
-            .custom_flags(flags | libc::O_NOCTTY)
-            .open(&path)
-            .map_err(|source| RestartError::Open {
-                pid: image.pid(),
-                path: path.clone(),
-                source,
-            })?;
-        let kind = description.mode & libc::S_IFMT;
-        if (kind == libc::S_IFREG || kind == libc::S_IFDIR) && flags & libc::O_PATH == 0 {
-            let position = libc::off_t::try_from(description.position).unwrap_or(libc::off_t::MAX);
-            // SAFETY: the call takes numbers only.
-            if unsafe { libc::lseek(file.as_raw_fd(), position, libc::SEEK_SET) } < 0 {
-                return Err(system("set the position in a file"));
-            }
-        }
-        Ok(file.into())
-    }
 }
 
 /// The process id and the rest of a path below /proc/PID.
@@ -374,20 +280,6 @@ pub(crate) fn below_proc(description: &Description) -> Option<(i32, &str)> {
     let path = std::str::from_utf8(&description.path).ok()?;
     let (pid, rest) = path.strip_prefix("/proc/")?.split_once('/')?;
     Some((pid.parse().ok()?, rest))
-}
-
-/// One of our own standard streams; /dev/null for one that is closed.
-fn stream(description: &Description) -> Result<OwnedFd, RestartError> {
-    let fd = RawFd::try_from(description.inode).unwrap_or(0).min(2);
-    // SAFETY: the call takes numbers only.
-    let duplicate = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-    if duplicate >= 0 {
-        // SAFETY: the descriptor was just made and is nobody else's.
-        return Ok(unsafe { OwnedFd::from_raw_fd(duplicate) });
-    }
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-    null.map(OwnedFd::from)
-        .map_err(|source| RestartError::Read { path: "/dev/null".into(), source })
 }
 
 /// Whether the file is the one that was mapped, as far as length and time of change tell.
