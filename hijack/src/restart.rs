@@ -4,9 +4,10 @@
 //! [`ulpm_restart_entry`] in the library as it lies in the image. What happens here was therefore
 //! compiled with what was saved, and may rely on its layout.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ulpm_protocol::restart::RestartInfo;
+use ulpm_sys::Errno;
 use ulpm_sys::arch::{nr, prctl, syscall};
 
 use crate::process;
@@ -87,10 +88,56 @@ unsafe fn clone(stopped: *mut Stopped) {
         0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x20_0000;
     // SAFETY: the caller vouches for the record.
     let tid = unsafe {
-        arch::clone_parked(PTHREAD, (*stopped).sp, (*stopped).tid_address, (*stopped).fs, stopped)
+        match clone_with_id(PTHREAD, stopped) {
+            Some(tid) => tid,
+            None => arch::clone_parked(
+                PTHREAD,
+                (*stopped).sp,
+                (*stopped).tid_address,
+                (*stopped).fs,
+                stopped,
+            ),
+        }
     };
     if tid < 0 {
         crate::die(manager::NO_THREAD);
+    }
+}
+
+/// Makes a thread with the id that the program knows it by, where the kernel grants that (with
+/// `CAP_CHECKPOINT_RESTORE`, if it is free): then the kernel too finds it by what glibc has stored in mutexes.
+///
+/// # Safety
+///
+/// As [`clone`].
+unsafe fn clone_with_id(flags: usize, stopped: *mut Stopped) -> Option<isize> {
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+    if REFUSED.load(Ordering::Relaxed) {
+        return None;
+    }
+    // SAFETY: the caller vouches for the record.
+    let (virt, sp, tid_address, fs) =
+        unsafe { ((*stopped).virt, (*stopped).sp, (*stopped).tid_address, (*stopped).fs) };
+    let arguments = ulpm_sys::CloneArguments {
+        flags: flags as u64,
+        child_tid: tid_address as u64,
+        // The kernel adds the two, and looks at nothing below.
+        stack: (sp - ulpm_sys::PAGE) as u64,
+        stack_size: ulpm_sys::PAGE as u64,
+        tls: fs as u64,
+        set_tid: (&raw const virt).addr() as u64,
+        set_tid_size: 1,
+        ..ulpm_sys::CloneArguments::default()
+    };
+    // SAFETY: as above.
+    let returned = unsafe { arch::clone3_parked(&raw const arguments, stopped) };
+    match ulpm_sys::check(returned.cast_unsigned()) {
+        Ok(_) => Some(returned),
+        Err(Errno::EXIST) => None,
+        Err(_) => {
+            REFUSED.store(true, Ordering::Relaxed);
+            None
+        }
     }
 }
 

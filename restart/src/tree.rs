@@ -167,7 +167,7 @@ impl<'a> Tree<'a> {
     fn fork_process(&self, index: usize) -> Result<Forked, RestartError> {
         let virt = self.images[index].pid();
         // SAFETY: this process has one thread, so the child may do whatever it likes.
-        match unsafe { libc::fork() } {
+        match unsafe { fork_as(virt) } {
             -1 => Err(system("fork")),
             0 => {
                 let text = self.become_process(index);
@@ -181,7 +181,7 @@ impl<'a> Tree<'a> {
     /// fork the session's orphans.
     fn fork_stand_in(&self, sid: i32, orphans: &[usize]) -> Result<Forked, RestartError> {
         // SAFETY: as in `fork_process`.
-        match unsafe { libc::fork() } {
+        match unsafe { fork_as(sid) } {
             -1 => Err(system("fork")),
             0 => {
                 let result = (|| {
@@ -342,7 +342,7 @@ impl<'a> Tree<'a> {
     /// A child that ends as one has ended before, and waits to be waited for.
     fn fork_zombie(&self, zombie: &Zombie) -> Result<(), String> {
         // SAFETY: as in `fork_process`.
-        let real = match unsafe { libc::fork() } {
+        let real = match unsafe { fork_as(zombie.pid) } {
             -1 => return Err(last("fork")),
             0 => end_as(zombie.status),
             real => real,
@@ -383,7 +383,7 @@ impl<'a> Tree<'a> {
             return Ok(None);
         }
         // SAFETY: as in `fork_process`.
-        match unsafe { libc::fork() } {
+        match unsafe { fork_as(group) } {
             -1 => Err(last("fork")),
             0 => loop {
                 // SAFETY: it only waits to be killed.
@@ -498,6 +498,39 @@ impl Tree<'_> {
         unsafe { libc::lseek(fd, position, libc::SEEK_SET) };
         Ok(fd)
     }
+}
+
+/// Forks; the child gets a certain id where the kernel grants that (with `CAP_CHECKPOINT_RESTORE`, if it is
+/// free), and any other else.
+///
+/// With the old id a process is known by it to everybody: to the kernel, which looks up what glibc has
+/// stored in a mutex, and to others who were told it.
+///
+/// # Safety
+///
+/// The calling process has one thread.
+unsafe fn fork_as(id: i32) -> i32 {
+    let mut own_tid = 0usize;
+    // SAFETY: the call stores one word.
+    let found = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut own_tid, 0, 0, 0) };
+    if found == 0 && id > 0 {
+        // As libc's fork: the child's copy of its thread id, which libc keeps there, becomes right.
+        let flags = libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
+        let arguments = ulpm_sys::CloneArguments {
+            flags: u64::from(flags.cast_unsigned()),
+            child_tid: own_tid as u64,
+            exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+            set_tid: (&raw const id).addr() as u64,
+            set_tid_size: 1,
+            ..ulpm_sys::CloneArguments::default()
+        };
+        // SAFETY: the caller vouches for the process, whose memory is copied.
+        if let Ok(child) = unsafe { ulpm_sys::clone3(&arguments) } {
+            return child;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { libc::fork() }
 }
 
 /// Limits on memory and threads, which a process exceeds for a moment while it is rebuilt, or on whose way down

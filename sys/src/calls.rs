@@ -741,6 +741,39 @@ pub fn wait4(pid: i32, options: usize) -> Result<(i32, i32), Errno> {
         .map(|pid| (int(pid), status))
 }
 
+/// `struct clone_args` (include/uapi/linux/sched.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+#[expect(missing_docs, reason = "clone3(2)")]
+pub struct CloneArguments {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+
+/// Forks by clone3(2); 0 in the child.
+///
+/// # Errors
+///
+/// With an id to set: PERM without `CAP_CHECKPOINT_RESTORE`, EXIST if it is in use.
+///
+/// # Safety
+///
+/// The calling thread is the only one, and `arguments` do not share its memory with the child.
+pub unsafe fn clone3(arguments: &CloneArguments) -> Result<i32, Errno> {
+    let at = core::ptr::from_ref(arguments).addr();
+    // SAFETY: borrowed; the caller vouches for the rest.
+    check(unsafe { syscall(nr::CLONE3, [at, size_of::<CloneArguments>(), 0, 0, 0, 0]) }).map(int)
+}
+
 /// `WNOHANG`.
 pub const WNOHANG: usize = 1;
 /// `__WCLONE`: children that send no SIGCHLD.

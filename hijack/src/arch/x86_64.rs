@@ -4,6 +4,7 @@ use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 
+use ulpm_sys::arch::nr;
 use ulpm_sys::arch::xsave::{self, Layout, Unfit};
 
 use crate::threads::{self, Stopped};
@@ -90,6 +91,32 @@ pub(crate) unsafe extern "C" fn clone_parked(
         "jz {enter}", // The child stands on the parked stack already.
         "pop r12",
         "ret",
+        enter = sym enter_restored,
+    )
+}
+
+/// The same by clone3(2), which can give the thread an id.
+///
+/// # Safety
+///
+/// As [`clone_parked`], with what `arguments` say; their `stack` ends at `stopped.sp`.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn clone3_parked(
+    arguments: *const ulpm_sys::CloneArguments,
+    stopped: *mut Stopped,
+) -> isize {
+    naked_asm!(
+        "push r12",
+        "mov r12, rsi",
+        "mov esi, {len}",
+        "mov eax, {number}",
+        "syscall",
+        "test rax, rax",
+        "jz {enter}",
+        "pop r12",
+        "ret",
+        len = const size_of::<ulpm_sys::CloneArguments>(),
+        number = const nr::CLONE3,
         enter = sym enter_restored,
     )
 }
