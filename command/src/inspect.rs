@@ -327,6 +327,7 @@ fn describe(file: String, bytes: u64, header: &Header, meta: &Meta, saved: &Save
                         description_kind::FILE => "file",
                         description_kind::PIPE => "pipe",
                         description_kind::STREAM => "stream",
+                        description_kind::SOCKET => "socket",
                         _ => "unknown",
                     },
                     description: descriptor.description,

@@ -47,6 +47,8 @@ pub enum RestartError {
     System { what: &'static str, source: io::Error },
     #[error("process {pid} could not be rebuilt: {text}")]
     Rebuild { pid: i32, text: String },
+    #[error("a socket of the job cannot be made again: {0}")]
+    Socket(String),
     #[error("{0}")]
     Elsewhere(String),
     #[error("option --map-path {0:?}: it takes OLD=NEW, two absolute paths")]
@@ -68,7 +70,9 @@ impl RestartError {
             Self::Manifest(ManifestError::Missing(_)) => exit::NO_INPUT,
             Self::Manifest(_) => exit::DATA,
             Self::Coordinator(error) => error.exit_code(),
-            Self::Table { .. } | Self::System { .. } | Self::Rebuild { .. } => exit::OS,
+            Self::Table { .. } | Self::System { .. } | Self::Rebuild { .. } | Self::Socket(_) => {
+                exit::OS
+            }
             Self::Unfit { .. } | Self::Changed { .. } | Self::Cpu(_) | Self::Room { .. } => {
                 exit::CONFIG
             }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ulpm_control::{Address, place};
 
+use crate::objects::Outside;
 use crate::path_map::Mapping;
 
 const AFTER: &str =
@@ -39,6 +40,10 @@ pub struct Options {
     /// Do not mind what this host's processor lacks
     #[arg(long)]
     pub force: bool,
+
+    /// What becomes of a socket that was connected to a program outside the job
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub outside_sockets: Outside,
 
     /// Only say whether the job can be restarted here
     #[arg(long)]

@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     if !options.force {
         check_processor(&checkpoint)?;
     }
-    let objects = Objects::create(&checkpoint.images, &paths)?;
+    let objects = Objects::create(&checkpoint.images, &paths, options.outside_sockets)?;
     if options.check {
         let count = checkpoint.images.len();
         println!("{}: {count} processes can be restarted here", checkpoint.name);

@@ -49,8 +49,11 @@ errnos! {
     PIPE = 32, "broken pipe";
     NAMETOOLONG = 36, "file name too long";
     NOSYS = 38, "function not implemented";
+    NOTSOCK = 88, "not a socket";
     NOPROTOOPT = 92, "protocol not available";
+    OPNOTSUPP = 95, "operation not supported";
     CONNRESET = 104, "connection reset by peer";
+    NOTCONN = 107, "not connected";
     TIMEDOUT = 110, "timed out";
     CONNREFUSED = 111, "connection refused";
     DQUOT = 122, "disk quota exceeded";

@@ -13,6 +13,7 @@ mod errno;
 pub mod fmt;
 pub mod proc;
 pub mod signal;
+pub mod socket;
 
 pub use calls::*;
 pub use errno::Errno;

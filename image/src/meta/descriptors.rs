@@ -27,6 +27,8 @@ pub mod description_kind {
     /// A regular file that was deleted: a [`DeletedFile`](super::DeletedFile) with this `dev` and
     /// `inode` has its content. Shared memory regions with them are the same object.
     pub const DELETED: u32 = 4;
+    /// A socket: the [`Socket`](super::Socket) with this `inode` says what it is.
+    pub const SOCKET: u32 = 8;
 }
 
 record! {

@@ -6,8 +6,10 @@ use crate::ImageError;
 use crate::wire::{Reader, Wire, record};
 
 mod descriptors;
+mod sockets;
 
 pub use descriptors::*;
+pub use sockets::*;
 
 record! {
 /// The process as a whole.
@@ -237,6 +239,8 @@ pub struct Meta {
     pub timers: Vec<Timer>,
     /// Signals that wait for the process.
     pub pending: Vec<Pending>,
+    /// Sockets that this process saved.
+    pub sockets: Vec<Socket>,
 }
 
 macro_rules! sections {
@@ -307,6 +311,7 @@ sections! {
     11 timers,
     12 pending,
     13 deleted,
+    21 sockets,
 }
 
 impl Meta {

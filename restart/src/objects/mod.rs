@@ -8,6 +8,7 @@
 
 mod file;
 mod pipe;
+mod socket;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +23,9 @@ use ulpm_image::meta::{Description, Region, description_kind, region_flag, regio
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
 use crate::path_map::PathMap;
+
+pub use socket::Outside;
+use socket::Sockets;
 
 /// Flags that say how a file was opened, and must not take effect when it is opened again.
 const NOT_AGAIN: libc::c_int = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW;
@@ -65,7 +69,11 @@ impl Objects {
     /// # Errors
     ///
     /// [`RestartError`] names the object that cannot be made.
-    pub fn create(images: &[ImageFile], paths: &PathMap) -> Result<Self, RestartError> {
+    pub fn create(
+        images: &[ImageFile],
+        paths: &PathMap,
+        outside: Outside,
+    ) -> Result<Self, RestartError> {
         let used = images.iter().flat_map(|image| &image.meta.descriptors);
         let highest = used.map(|descriptor| descriptor.fd).max().unwrap_or(0);
         let base = highest.max(9) + 1;
@@ -84,7 +92,7 @@ impl Objects {
                 image.meta.regions.iter().map(|region| builder.backing(image, region)).collect()
             })
             .collect::<Result<_, _>>()?;
-        let descriptions = builder.descriptions()?;
+        let descriptions = builder.descriptions(outside)?;
         Ok(Self { base, descriptions, backings })
     }
 
@@ -247,8 +255,10 @@ impl Builder<'_> {
         Ok(fd)
     }
 
-    fn descriptions(&mut self) -> Result<HashMap<u64, RawFd>, RestartError> {
+    fn descriptions(&mut self, outside: Outside) -> Result<HashMap<u64, RawFd>, RestartError> {
         let mut found = HashMap::new();
+        let mut sockets = Sockets::collect(self.images, outside);
+        sockets.make()?;
         let mut pipes: HashMap<u64, [File; 2]> = HashMap::new();
         for image in self.images {
             for description in &image.meta.descriptions {
@@ -257,6 +267,7 @@ impl Builder<'_> {
                 }
                 let fd = match description.kind {
                     description_kind::PIPE => self.pipe_end(&mut pipes, description)?,
+                    description_kind::SOCKET => sockets.description(description)?,
                     description_kind::STREAM => file::stream(description)?,
                     description_kind::DELETED => self.deleted(description)?,
                     _ => self.open(image, description)?,
@@ -264,6 +275,7 @@ impl Builder<'_> {
                 found.insert(description.id, lift(fd, self.base)?);
             }
         }
+        sockets.fill(&found)?;
         Ok(found)
     }
 

@@ -6,6 +6,7 @@
 
 mod file;
 mod pipe;
+mod socket;
 
 use alloc::vec::Vec;
 
@@ -69,6 +70,7 @@ fn collect_from(
         numbers.extend(decimal(name).and_then(|fd| i32::try_from(fd).ok()));
     }
     numbers.sort_unstable();
+    let mut sockets = socket::Context::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
         let description = describe(subject, task, &open)?;
@@ -81,7 +83,7 @@ fn collect_from(
         let elected = description.id == own_number(task, fd)
             && !meta.descriptions.iter().any(|known| known.id == description.id);
         if elected {
-            save(subject, &open, &description, meta)?;
+            save(subject, &open, &description, &mut sockets, meta)?;
         }
         if !meta.descriptions.iter().any(|known| known.id == description.id) {
             meta.descriptions.push(description);
@@ -141,7 +143,7 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         }
         mode::CHARACTER => kind::FILE,
         mode::FIFO => pipe::kind(open)?,
-        mode::SOCKET => return Err(cannot(open, "is a socket")),
+        mode::SOCKET => socket::kind(open)?,
         _ if open.path.starts_with(b"anon_inode:") => {
             return Err(cannot(open, "is an object of the kernel"));
         }
@@ -156,9 +158,11 @@ fn save(
     subject: &Subject<'_>,
     open: &Open,
     description: &Description,
+    sockets: &mut socket::Context,
     meta: &mut Meta,
 ) -> Result<(), Failed> {
     match description.kind {
+        kind::SOCKET => socket::save(subject, open, description, sockets, meta),
         kind::PIPE => pipe::save(subject, open, meta),
         kind::DELETED => file::save(subject, open, meta),
         _ => Ok(()),

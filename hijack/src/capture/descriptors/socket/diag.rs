@@ -1,0 +1,87 @@
+//! `sock_diag`: what the kernel tells of sockets over netlink (sock_diag(7), include/uapi/linux/sock_diag.h).
+
+use ulpm_sys::socket::{self, af, sock};
+
+use crate::freeze::Failed;
+
+const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// NLM_F_REQUEST | NLM_F_DUMP
+const REQUEST_DUMP: u16 = 0x301;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// Bytes of `struct nlmsghdr`: len u32, type u16, flags u16, sequence u32, port u32.
+const HEADER: usize = 16;
+
+/// Asks for all sockets of a family (one dump is a few system calls, however many there are), and gives each
+/// answer's payload to `each`.
+///
+/// `request` is the family's structure, such as `struct unix_diag_req`.
+///
+/// # Errors
+///
+/// [`Failed`], also where the kernel was built without `sock_diag` for that family.
+pub(super) fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Failed> {
+    let failed = |errno| Failed::system("ask the kernel about its sockets (sock_diag)", errno);
+    let kind = sock::RAW | sock::CLOEXEC;
+    let netlink = socket::socket(af::NETLINK, kind, NETLINK_SOCK_DIAG).map_err(failed)?;
+    let result = exchange(netlink, request, &mut each).map_err(failed);
+    ulpm_sys::close(netlink);
+    result
+}
+
+fn exchange(
+    netlink: i32,
+    request: &[u8],
+    each: &mut impl FnMut(&[u8]),
+) -> Result<(), ulpm_sys::Errno> {
+    let len = u32::try_from(HEADER + request.len()).unwrap_or(0);
+    let message = [
+        &len.to_le_bytes()[..],
+        &SOCK_DIAG_BY_FAMILY.to_le_bytes(),
+        &REQUEST_DUMP.to_le_bytes(),
+        &[0; 8],
+        request,
+    ]
+    .concat();
+    ulpm_sys::send(netlink, &message)?;
+    let mut buffer = alloc::vec![0u8; 64 * 1024];
+    loop {
+        let len = ulpm_sys::read(netlink, &mut buffer)?;
+        let mut rest = &buffer[..len];
+        if rest.is_empty() {
+            return Err(ulpm_sys::Errno::IO);
+        }
+        while let Some((header, _)) = rest.split_at_checked(HEADER) {
+            let len = number(header, 0) as usize;
+            let Some(payload) = rest.get(HEADER..len) else { return Err(ulpm_sys::Errno::IO) };
+            match u16::from_le_bytes([header[4], header[5]]) {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    let error = number(payload, 0).cast_signed().wrapping_neg();
+                    return Err(ulpm_sys::Errno::from_raw(error));
+                }
+                _ => each(payload),
+            }
+            rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+        }
+    }
+}
+
+/// The u32 at `at`; 0 if there is none.
+pub(super) fn number(bytes: &[u8], at: usize) -> u32 {
+    let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
+    word.map_or(0, u32::from_le_bytes)
+}
+
+/// The attributes (`struct nlattr`) that follow an answer's structure: type and value.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    core::iter::from_fn(move || {
+        let header = bytes.get(..4)?;
+        let len = usize::from(u16::from_le_bytes([header[0], header[1]]));
+        let kind = u16::from_le_bytes([header[2], header[3]]);
+        let value = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, value))
+    })
+}

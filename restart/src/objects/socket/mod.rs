@@ -1,0 +1,135 @@
+//! Sockets: what all families have in common.
+//!
+//! Sockets of several processes belong together, so all of a job are made at once, before any other
+//! description is asked for: [`Sockets::make`] makes each and brings it into its state, [`Sockets::fill`]
+//! puts into the queues what was in them when every description exists that may be under way in one.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+
+use ulpm_image::meta::{Description, Socket, SocketOption, description_kind};
+use ulpm_sys::Errno;
+use ulpm_sys::socket::{self, so};
+
+use crate::error::RestartError;
+use crate::image_file::ImageFile;
+
+/// What becomes of a socket whose other end is no process of the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Outside {
+    /// The program finds that the other end is gone
+    #[default]
+    Reset,
+    /// The job is not restarted
+    Refuse,
+}
+
+/// All sockets of a job, by inode.
+#[derive(Debug)]
+pub(super) struct Sockets<'a> {
+    saved: HashMap<u64, &'a Socket>,
+    /// O_… flags of their descriptions.
+    flags: HashMap<u64, u32>,
+    made: HashMap<u64, OwnedFd>,
+    #[expect(dead_code, reason = "the families that use it follow")]
+    outside: Outside,
+}
+
+impl<'a> Sockets<'a> {
+    /// Collects them from all images.
+    pub(super) fn collect(images: &'a [ImageFile], outside: Outside) -> Self {
+        let metas = || images.iter().map(|image| &image.meta);
+        let descriptions = metas().flat_map(|meta| &meta.descriptions);
+        Self {
+            saved: metas()
+                .flat_map(|meta| &meta.sockets)
+                .map(|saved| (saved.inode, saved))
+                .collect(),
+            flags: descriptions
+                .filter(|description| description.kind == description_kind::SOCKET)
+                .map(|description| (description.inode, description.flags))
+                .collect(),
+            made: HashMap::new(),
+            outside,
+        }
+    }
+
+    /// Makes all of them.
+    pub(super) fn make(&mut self) -> Result<(), RestartError> {
+        if let Some(saved) = self.saved.values().find(|saved| !self.made.contains_key(&saved.inode))
+        {
+            let text = format!("socket {} is of family {}", saved.inode, saved.domain);
+            return Err(RestartError::Socket(text));
+        }
+        Ok(())
+    }
+
+    /// A descriptor of the socket that stands for a description.
+    pub(super) fn description(&self, description: &Description) -> Result<OwnedFd, RestartError> {
+        let made = self.made.get(&description.inode);
+        let made = made.ok_or_else(|| {
+            RestartError::Socket(format!("no image has the state of socket {}", description.inode))
+        })?;
+        made.as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| RestartError::System { what: "duplicate a socket", source })
+    }
+
+    /// Fills the receive queues, and gives each socket the options and flags that it had. `descriptions` are
+    /// the descriptors that stand for all descriptions.
+    pub(super) fn fill(self, _descriptions: &HashMap<u64, RawFd>) -> Result<(), RestartError> {
+        for (inode, made) in &self.made {
+            if let Some(saved) = self.saved.get(inode) {
+                set_options(made.as_raw_fd(), &saved.options)?;
+            }
+            let flags = self.flags.get(inode).copied().unwrap_or(0).cast_signed();
+            set_flags(made.as_raw_fd(), flags)?;
+        }
+        Ok(())
+    }
+}
+
+/// The flags that fcntl(2) can set.
+fn set_flags(fd: RawFd, flags: libc::c_int) -> Result<(), RestartError> {
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::fcntl(fd, libc::F_SETFL, flags & libc::O_NONBLOCK) } < 0 {
+        return Err(crate::error::system("set the flags of a socket"));
+    }
+    Ok(())
+}
+
+/// Sets those options that the socket does not have already: so one that needs a privilege, or that this
+/// kernel lacks, is missed only where the program had changed it.
+fn set_options(fd: RawFd, options: &[SocketOption]) -> Result<(), RestartError> {
+    for option in options {
+        set_one(fd, option).map_err(|errno| {
+            let SocketOption { level, name, .. } = option;
+            RestartError::Socket(format!("option {name} of level {level} cannot be set: {errno}"))
+        })?;
+    }
+    Ok(())
+}
+
+fn set_one(fd: RawFd, option: &SocketOption) -> Result<(), Errno> {
+    let mut now = vec![0; option.value.len().max(64)];
+    let SocketOption { level, name, value } = option;
+    let is_so = |other: i32| *level == so::SOL_SOCKET && *name == other;
+    match socket::get_option(fd, *level, *name, &mut now) {
+        Ok(len) if now.get(..len) == Some(&value[..]) => return Ok(()),
+        _ if !is_so(so::SNDBUF) && !is_so(so::RCVBUF) => {
+            return socket::set_option(fd, *level, *name, value);
+        }
+        _ => {}
+    }
+    // The kernel doubles what it is told.
+    let doubled = value.as_slice().try_into().map_or(0, i32::from_le_bytes);
+    let half = (doubled / 2).to_le_bytes();
+    socket::set_option(fd, *level, *name, &half)?;
+    if socket::get_int_option(fd, *level, *name)? < doubled {
+        // More than net.core.wmem_max or rmem_max: with a privilege it goes beyond (SO_SNDBUFFORCE is 32,
+        // SO_RCVBUFFORCE 33); without it the program has a smaller buffer.
+        let force = if *name == so::SNDBUF { 32 } else { 33 };
+        let _ = socket::set_option(fd, *level, force, &half);
+    }
+    Ok(())
+}

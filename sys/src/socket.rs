@@ -1,0 +1,252 @@
+//! System calls on sockets.
+//!
+//! The same argument as in `calls` holds for each `SAFETY` below that says "borrowed". Numbers are those of
+//! include/linux/socket.h and include/uapi/asm-generic/socket.h.
+
+use crate::arch::{nr, syscall};
+use crate::{Errno, check};
+
+/// A signed number as the register that carries it.
+const fn word(value: i32) -> usize {
+    value as isize as usize
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the kernel returns an int")]
+const fn int(value: usize) -> i32 {
+    value as i32
+}
+
+/// Address families.
+#[expect(missing_docs, reason = "address_families(7)")]
+pub mod af {
+    pub const UNIX: i32 = 1;
+    pub const INET: i32 = 2;
+    pub const INET6: i32 = 10;
+    pub const NETLINK: i32 = 16;
+}
+
+/// Types of sockets, and flags of socket(2).
+#[expect(missing_docs, reason = "socket(2)")]
+pub mod sock {
+    pub const STREAM: i32 = 1;
+    pub const DGRAM: i32 = 2;
+    pub const RAW: i32 = 3;
+    pub const SEQPACKET: i32 = 5;
+    pub const CLOEXEC: i32 = 0o2_000_000;
+}
+
+/// Options of the level `SOL_SOCKET`.
+#[expect(missing_docs, reason = "socket(7)")]
+pub mod so {
+    pub const SOL_SOCKET: i32 = 1;
+    pub const DEBUG: i32 = 1;
+    pub const REUSEADDR: i32 = 2;
+    pub const TYPE: i32 = 3;
+    pub const DONTROUTE: i32 = 5;
+    pub const BROADCAST: i32 = 6;
+    pub const SNDBUF: i32 = 7;
+    pub const RCVBUF: i32 = 8;
+    pub const KEEPALIVE: i32 = 9;
+    pub const OOBINLINE: i32 = 10;
+    pub const NO_CHECK: i32 = 11;
+    pub const PRIORITY: i32 = 12;
+    pub const LINGER: i32 = 13;
+    pub const REUSEPORT: i32 = 15;
+    pub const PASSCRED: i32 = 16;
+    pub const RCVLOWAT: i32 = 18;
+    pub const RCVTIMEO: i32 = 20;
+    pub const SNDTIMEO: i32 = 21;
+    pub const BINDTODEVICE: i32 = 25;
+    pub const GET_FILTER: i32 = 26;
+    pub const TIMESTAMP: i32 = 29;
+    pub const ACCEPTCONN: i32 = 30;
+    pub const PASSSEC: i32 = 34;
+    pub const TIMESTAMPNS: i32 = 35;
+    pub const MARK: i32 = 36;
+    pub const TIMESTAMPING: i32 = 37;
+    pub const PROTOCOL: i32 = 38;
+    pub const DOMAIN: i32 = 39;
+    pub const RXQ_OVFL: i32 = 40;
+    pub const PEEK_OFF: i32 = 42;
+    pub const NOFCS: i32 = 43;
+    pub const LOCK_FILTER: i32 = 44;
+    pub const SELECT_ERR_QUEUE: i32 = 45;
+    pub const BUSY_POLL: i32 = 46;
+    pub const MAX_PACING_RATE: i32 = 47;
+    pub const ZEROCOPY: i32 = 60;
+    pub const TIMESTAMP_NEW: i32 = 63;
+    pub const TIMESTAMPNS_NEW: i32 = 64;
+    pub const PREFER_BUSY_POLL: i32 = 69;
+    pub const BUF_LOCK: i32 = 72;
+    pub const TXREHASH: i32 = 74;
+    pub const RCVMARK: i32 = 75;
+    pub const PASSPIDFD: i32 = 76;
+    pub const PASSRIGHTS: i32 = 83;
+}
+
+/// Flags of recvmsg(2).
+#[expect(missing_docs, reason = "recv(2)")]
+pub mod msg {
+    pub const OOB: i32 = 1;
+    pub const PEEK: i32 = 2;
+    pub const CTRUNC: i32 = 8;
+    pub const TRUNC: i32 = 0x20;
+    pub const DONTWAIT: i32 = 0x40;
+    pub const CMSG_CLOEXEC: i32 = 0x4000_0000;
+}
+
+/// Longest address (`struct sockaddr_storage`).
+pub const ADDRESS_LEN: usize = 128;
+
+/// Makes a socket.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<i32, Errno> {
+    // SAFETY: no memory is involved.
+    check(unsafe { syscall(nr::SOCKET, [word(domain), word(kind), word(protocol), 0, 0, 0]) })
+        .map(int)
+}
+
+/// Reads an option; returns how many bytes of `value` the kernel has filled.
+///
+/// # Errors
+///
+/// NOPROTOOPT: there is no such option for this socket. NOTSOCK; else the kernel's.
+pub fn get_option(fd: i32, level: i32, name: i32, value: &mut [u8]) -> Result<usize, Errno> {
+    let mut len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    let at = value.as_mut_ptr().addr();
+    let len_at = (&raw mut len).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::GETSOCKOPT, [word(fd), word(level), word(name), at, len_at, 0]) })?;
+    Ok(len as usize)
+}
+
+/// Reads an option that is an int.
+///
+/// # Errors
+///
+/// As [`get_option`].
+pub fn get_int_option(fd: i32, level: i32, name: i32) -> Result<i32, Errno> {
+    let mut value = [0; 4];
+    get_option(fd, level, name, &mut value)?;
+    Ok(i32::from_le_bytes(value))
+}
+
+/// Sets an option.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn set_option(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let at = value.as_ptr().addr();
+    // SAFETY: borrowed.
+    check(unsafe {
+        syscall(nr::SETSOCKOPT, [word(fd), word(level), word(name), at, value.len(), 0])
+    })
+    .map(drop)
+}
+
+fn name_of(call: usize, fd: i32, buffer: &mut [u8; ADDRESS_LEN]) -> Result<&[u8], Errno> {
+    let mut len = u32::try_from(ADDRESS_LEN).unwrap_or(0);
+    // SAFETY: borrowed.
+    check(unsafe {
+        syscall(call, [word(fd), buffer.as_mut_ptr().addr(), (&raw mut len).addr(), 0, 0, 0])
+    })?;
+    Ok(&buffer[..(len as usize).min(ADDRESS_LEN)])
+}
+
+/// The address that a socket is bound to, as a raw `sockaddr`.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn local_address(fd: i32, buffer: &mut [u8; ADDRESS_LEN]) -> Result<&[u8], Errno> {
+    name_of(nr::GETSOCKNAME, fd, buffer)
+}
+
+/// The address that a socket is connected to, as a raw `sockaddr`.
+///
+/// # Errors
+///
+/// NOTCONN; else the kernel's.
+pub fn peer_address(fd: i32, buffer: &mut [u8; ADDRESS_LEN]) -> Result<&[u8], Errno> {
+    name_of(nr::GETPEERNAME, fd, buffer)
+}
+
+/// What [`receive_message`] has filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes; with `msg::TRUNC`, of the message and not of the buffer.
+    pub len: usize,
+    /// Bytes of the source's address.
+    pub source_len: usize,
+    /// Bytes of control data.
+    pub control_len: usize,
+    /// `msg` flags.
+    pub flags: i32,
+}
+
+/// Receives a message with its source and its control data.
+///
+/// # Errors
+///
+/// AGAIN: there is none. Else the kernel's.
+pub fn receive_message(
+    fd: i32,
+    bytes: &mut [u8],
+    source: &mut [u8; ADDRESS_LEN],
+    control: &mut [u64],
+    flags: i32,
+) -> Result<Received, Errno> {
+    /// `struct msghdr`.
+    #[repr(C)]
+    struct Message {
+        name: usize,
+        name_len: usize,
+        vectors: usize,
+        vector_count: usize,
+        control: usize,
+        control_len: usize,
+        flags: usize,
+    }
+    let vector = [bytes.as_mut_ptr().addr(), bytes.len()];
+    let mut message = Message {
+        name: source.as_mut_ptr().addr(),
+        name_len: ADDRESS_LEN,
+        vectors: vector.as_ptr().addr(),
+        vector_count: 1,
+        control: control.as_mut_ptr().addr(),
+        control_len: size_of_val(control),
+        flags: 0,
+    };
+    // SAFETY: borrowed: the message points to the buffers, which outlive the call.
+    let len = check(unsafe {
+        syscall(nr::RECVMSG, [word(fd), (&raw mut message).addr(), word(flags), 0, 0, 0])
+    })?;
+    Ok(Received {
+        len,
+        // The upper half of the word is padding.
+        source_len: (message.name_len & 0xffff_ffff).min(ADDRESS_LEN),
+        control_len: message.control_len.min(size_of_val(control)),
+        flags: int(message.flags),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_socket_has_no_name_and_no_peer() {
+        let fd = socket(af::UNIX, sock::STREAM | sock::CLOEXEC, 0).unwrap();
+        let mut buffer = [0; ADDRESS_LEN];
+        assert_eq!(local_address(fd, &mut buffer), Ok(&[1, 0][..]));
+        assert_eq!(peer_address(fd, &mut buffer), Err(Errno::NOTCONN));
+        assert_eq!(get_int_option(fd, so::SOL_SOCKET, so::DOMAIN), Ok(af::UNIX));
+        set_option(fd, so::SOL_SOCKET, so::PASSCRED, &1i32.to_le_bytes()).unwrap();
+        assert_eq!(get_int_option(fd, so::SOL_SOCKET, so::PASSCRED), Ok(1));
+        crate::close(fd);
+    }
+}
