@@ -31,6 +31,7 @@ mod process;
 mod restart;
 mod threads;
 mod timed;
+mod timers;
 mod wrap;
 
 use core::ffi::c_int;

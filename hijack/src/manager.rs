@@ -20,7 +20,7 @@ use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, heap, threads};
+use crate::{arch, heap, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -85,6 +85,9 @@ extern "C" fn run() -> ! {
         let deadline = ulpm_sys::monotonic_ns() + RESTORE_DEADLINE_NS;
         if !threads::wait_stopped(own, manager.restored, deadline) {
             crate::die("the threads of the restarted process did not come");
+        }
+        if let Err(why) = timers::make_again() {
+            crate::die(why);
         }
     }
     loop {

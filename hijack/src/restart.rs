@@ -182,6 +182,7 @@ pub(crate) fn before_first_thaw() {
             unsafe { syscall(nr::SETITIMER, [which, spec.as_ptr().addr(), 0, 0, 0, 0]) };
         }
     }
+    crate::timers::arm();
     if STOPPED.swap(0, Ordering::Relaxed) != 0 {
         let _ = ulpm_sys::kill(ulpm_sys::getpid(), ulpm_sys::signal::SIGSTOP);
     }

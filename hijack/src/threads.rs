@@ -255,9 +255,11 @@ pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
 /// Has the stopped threads take the signals that have reached them since, up to `until` (monotonic ns);
 /// false if not all did.
 pub(crate) fn collect_late_signals(own: &PerProcess, until: i64) -> bool {
-    if own.late_signal.swap(0, Ordering::AcqRel) == 0 {
-        return true;
-    }
+    own.late_signal.swap(0, Ordering::AcqRel) == 0 || collect_all_signals(own, until)
+}
+
+/// The same, whether a thread has said that there are any or not. Only while all stand still.
+pub(crate) fn collect_all_signals(own: &PerProcess, until: i64) -> bool {
     let count = u32::try_from(stopped(own).count()).unwrap_or(u32::MAX);
     own.collected.store(0, Ordering::Relaxed);
     own.collecting.store(1, Ordering::Release);
@@ -461,6 +463,17 @@ fn give_back_pending(stopped: &Stopped) {
             let _ = ulpm_sys::tgkill(pid, stopped.tid, info.signo);
         }
     }
+}
+
+/// Whether a stopped thread has taken the signal of a POSIX timer. Only while all stand still.
+pub(crate) fn hold_timer_signal(own: &PerProcess, id: i32) -> bool {
+    stopped(own).any(|stopped| {
+        // SAFETY: the thread stands still.
+        let stopped = unsafe { &*stopped };
+        let pending = stopped.pending.get(..stopped.pending_len).unwrap_or(&[]);
+        // The timer's number lies where other signals have their sender.
+        pending.iter().any(|info| info.code == signal::SI_TIMER && info.pid == id)
+    })
 }
 
 fn base(operation: usize) -> usize {

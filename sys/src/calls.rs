@@ -470,6 +470,92 @@ pub fn monotonic_ns() -> i64 {
     now.as_ns()
 }
 
+/// The clock's time in nanoseconds, by a real system call.
+///
+/// # Errors
+///
+/// INVAL: there is no such clock.
+pub fn clock_ns(clock: i32) -> Result<i64, Errno> {
+    let mut now = Timespec::default();
+    let at = core::ptr::from_mut(&mut now).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::CLOCK_GETTIME, [word(clock), at, 0, 0, 0, 0]) }).map(|_| now.as_ns())
+}
+
+/// `struct sigevent` (include/uapi/asm-generic/siginfo.h).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct SigEvent {
+    /// Passed with the signal.
+    pub value: u64,
+    /// Signal.
+    pub signo: i32,
+    /// `SIGEV_…`.
+    pub notify: i32,
+    /// Thread for `SIGEV_THREAD_ID`.
+    pub tid: i32,
+    rest: [i32; 11],
+}
+
+impl SigEvent {
+    /// With all that the kernel looks at.
+    #[must_use]
+    pub const fn new(value: u64, signo: i32, notify: i32, tid: i32) -> Self {
+        Self { value, signo, notify, tid, rest: [0; 11] }
+    }
+}
+
+/// `struct itimerspec`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TimerSpec {
+    /// From one expiration to the next; 0: there is one only.
+    pub interval: Timespec,
+    /// To the next expiration; 0: the timer is not armed.
+    pub value: Timespec,
+}
+
+/// Makes a POSIX timer, not armed, and returns its number. `id` counts while PR_TIMER_CREATE_RESTORE_IDS is on.
+///
+/// # Errors
+///
+/// INVAL: no such clock, signal or thread. AGAIN: too many. BUSY: `id` is taken. PERM, OPNOTSUPP.
+pub fn timer_create(clock: i32, event: &SigEvent, id: i32) -> Result<i32, Errno> {
+    let mut id = id;
+    let (event, at) = (core::ptr::from_ref(event).addr(), core::ptr::from_mut(&mut id).addr());
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::TIMER_CREATE, [word(clock), event, at, 0, 0, 0]) }).map(|_| id)
+}
+
+/// Arms a POSIX timer; `flags` is 0 for a relative time and 1 (TIMER_ABSTIME) for an absolute one.
+///
+/// # Errors
+///
+/// INVAL.
+pub fn timer_settime(id: i32, flags: i32, spec: &TimerSpec) -> Result<(), Errno> {
+    let at = core::ptr::from_ref(spec).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::TIMER_SETTIME, [word(id), word(flags), at, 0, 0, 0]) }).map(drop)
+}
+
+/// The state of a POSIX timer; its time is relative.
+///
+/// # Errors
+///
+/// INVAL.
+pub fn timer_gettime(id: i32) -> Result<TimerSpec, Errno> {
+    let mut spec = TimerSpec::default();
+    let at = core::ptr::from_mut(&mut spec).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::TIMER_GETTIME, [word(id), at, 0, 0, 0, 0]) }).map(|_| spec)
+}
+
+/// Deletes a POSIX timer.
+pub fn timer_delete(id: i32) {
+    // SAFETY: no memory is involved.
+    unsafe { syscall(nr::TIMER_DELETE, [word(id), 0, 0, 0, 0, 0]) };
+}
+
 /// Waits while `word` holds `expected`, for at most `timeout`; the word may be shared by processes.
 ///
 /// # Errors
@@ -507,6 +593,7 @@ pub mod pr {
     pub const GET_NO_NEW_PRIVS: usize = 39;
     pub const GET_TID_ADDRESS: usize = 40;
     pub const SET_MM_MAP: usize = 14;
+    pub const TIMER_CREATE_RESTORE_IDS: usize = 77;
 }
 
 /// `prctl` with numbers.

@@ -36,6 +36,8 @@ pub const SA_RESTORER: u64 = 0x0400_0000;
 pub const SI_USER: i32 = 0;
 /// `si_code` of sigqueue(3).
 pub const SI_QUEUE: i32 = -1;
+/// `si_code` of a POSIX timer.
+pub const SI_TIMER: i32 = -2;
 /// `si_code` of tkill(2) and tgkill(2).
 pub const SI_TKILL: i32 = -6;
 

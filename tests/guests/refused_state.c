@@ -3,9 +3,17 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
+#include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+
+static void *wait_forever(void *nothing)
+{
+    for (;;)
+        pause();
+    return nothing;
+}
 
 int main(int argc, char **argv)
 {
@@ -29,6 +37,11 @@ int main(int argc, char **argv)
         struct sock_fprog program = {1, &allow};
         CHECK_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         CHECK_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+    } else if (strcmp(what, "timer") == 0) {
+        pthread_t thread;
+        timer_t timer;
+        CHECK_EQ(pthread_create(&thread, NULL, wait_forever, NULL), 0);
+        CHECK_EQ(timer_create(CLOCK_THREAD_CPUTIME_ID, NULL, &timer), 0);
     } else if (strcmp(what, "user") == 0) {
         CHECK_EQ(seteuid(65534), 0);
     } else {

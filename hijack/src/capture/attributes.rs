@@ -84,15 +84,12 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
             Limit { current: limit.current, maximum: limit.maximum }
         })
         .collect();
-    let mut timers = [0; 64];
-    if !read_file(c"/proc/self/timers", &mut timers).is_empty() {
-        return Err(super::unsupported(format_args!(
-            "it has a POSIX timer (timer_create), which cannot be saved yet; delete it before a checkpoint"
-        )));
-    }
     meta.timers = (0..3).map(interval_timer).collect();
+    let of_timers = crate::timers::collect(subject.own)?;
     let ours = crate::wrap::fork::freeze_signals(subject.table);
-    let waiting = value(status, b"ShdPnd:").and_then(hex).unwrap_or(0) & !ours;
+    // Asked again: the threads have taken more meanwhile.
+    let status = read_file(c"/proc/self/status", &mut status_buffer);
+    let waiting = value(status, b"ShdPnd:").and_then(hex).unwrap_or(0) & !ours & !of_timers;
     meta.pending = (1..=signal::LAST)
         .filter(|&signo| waiting & signal::bit(signo) != 0)
         .map(|signo| Pending { signal: signo.cast_unsigned() })

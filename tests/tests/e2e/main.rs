@@ -7,6 +7,7 @@ mod big_memory;
 mod damage;
 mod interposition;
 mod kernel_objects;
+mod kernel_state;
 mod kill;
 mod native;
 mod other_kernel;

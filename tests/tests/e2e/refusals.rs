@@ -260,6 +260,11 @@ fn working_directory_that_was_removed() -> Result {
 }
 
 #[test]
+fn timer_of_one_of_several_threads() -> Result {
+    state_refused("timer", &["timer_create", "processor time"])
+}
+
+#[test]
 fn seccomp_filter() -> Result {
     state_refused("seccomp", &["seccomp filter"])
 }

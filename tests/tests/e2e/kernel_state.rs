@@ -1,0 +1,17 @@
+//! What the kernel knows of a process and its threads besides descriptors: timers, attributes, names.
+
+use ulpm_tests::Program;
+
+use crate::whole_life;
+
+/// `timeout` with a timer of its own, which waits for a guest.
+fn timeout() -> Program {
+    let mut program = Program::guest("counter", 200);
+    program.argv.splice(0..0, ["timeout".into(), "100".into()]);
+    program
+}
+
+whole_life! {
+    posix_timers => Program::guest("posix_timers", 150);
+    timeout_100 => timeout();
+}
