@@ -43,6 +43,10 @@ pub enum RestartError {
         "process {pid}: file {} has changed since the checkpoint, and no image carries it", path.display()
     )]
     Changed { pid: i32, path: PathBuf },
+    #[error(
+        "{} was a named pipe and is none now: put it out of the way, or name another place with --map-path", path.display()
+    )]
+    NoFifo { path: PathBuf },
     #[error("cannot {what}")]
     System { what: &'static str, source: io::Error },
     #[error("process {pid} could not be rebuilt: {text}")]
@@ -73,9 +77,11 @@ impl RestartError {
             Self::Table { .. } | Self::System { .. } | Self::Rebuild { .. } | Self::Socket(_) => {
                 exit::OS
             }
-            Self::Unfit { .. } | Self::Changed { .. } | Self::Cpu(_) | Self::Room { .. } => {
-                exit::CONFIG
-            }
+            Self::Unfit { .. }
+            | Self::Changed { .. }
+            | Self::NoFifo { .. }
+            | Self::Cpu(_)
+            | Self::Room { .. } => exit::CONFIG,
             Self::Open { .. } => exit::NO_PERMISSION,
             Self::Elsewhere(_) => exit::SOFTWARE,
             Self::MapPath(_) => exit::USAGE,

@@ -225,6 +225,8 @@ pub fn fcntl(fd: i32, command: i32, argument: usize) -> Result<i32, Errno> {
     check(unsafe { syscall(nr::FCNTL, [word(fd), word(command), argument, 0, 0, 0]) }).map(int)
 }
 
+/// `F_SETFL`.
+pub const F_SETFL: i32 = 4;
 /// `F_SETPIPE_SZ`.
 pub const F_SETPIPE_SZ: i32 = 1031;
 /// `F_GETPIPE_SZ`.
@@ -260,6 +262,16 @@ pub fn pipe(flags: i32) -> Result<[i32; 2], Errno> {
 pub fn tee(from: i32, to: i32, len: usize) -> Result<usize, Errno> {
     // SAFETY: no memory is involved. 2 is SPLICE_F_NONBLOCK.
     check(unsafe { syscall(nr::TEE, [word(from), word(to), len, 2, 0, 0]) })
+}
+
+/// Moves what is in one pipe to another, not waiting: buffer by buffer, as they are.
+///
+/// # Errors
+///
+/// AGAIN: there is nothing, or no room.
+pub fn splice_pipe(from: i32, to: i32, len: usize) -> Result<usize, Errno> {
+    // SAFETY: no memory is involved. 2 is SPLICE_F_NONBLOCK.
+    check(unsafe { syscall(nr::SPLICE, [word(from), 0, word(to), 0, len, 2]) })
 }
 
 /// Bytes that could be read from a pipe or terminal (FIONREAD).
@@ -715,6 +727,8 @@ pub struct PollFd {
 
 /// `POLLIN`.
 pub const POLLIN: i16 = 1;
+/// `POLLHUP`.
+pub const POLLHUP: i16 = 0x10;
 
 /// Waits for descriptors; a negative timeout waits forever.
 ///

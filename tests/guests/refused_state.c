@@ -20,10 +20,7 @@ int main(int argc, char **argv)
     CHECK_EQ(argc, 3);
     long steps = guest_steps(argc, argv);
     const char *what = argv[2];
-    if (strcmp(what, "packets") == 0) {
-        int ends[2];
-        CHECK_EQ(pipe2(ends, O_DIRECT), 0);
-    } else if (strcmp(what, "queue") == 0) {
+    if (strcmp(what, "queue") == 0) {
         char name[64];
         snprintf(name, sizeof name, "/ulpm-test-%d", (int)getpid());
         CHECK(mq_open(name, O_RDWR | O_CREAT, 0600, NULL) >= 0);

@@ -27,6 +27,9 @@ pub mod description_kind {
     /// A regular file that was deleted: a [`DeletedFile`](super::DeletedFile) with this `dev` and
     /// `inode` has its content. Shared memory regions with them are the same object.
     pub const DELETED: u32 = 4;
+    /// A named pipe: a [`Fifo`](super::Fifo) with this `dev` and `inode` has its content. `position` is 1 for
+    /// a reading end that is told that the writers have gone (POLLHUP).
+    pub const FIFO: u32 = 5;
     /// A socket: the [`Socket`](super::Socket) with this `inode` says what it is.
     pub const SOCKET: u32 = 8;
 }
@@ -64,6 +67,28 @@ Pipe {
     capacity: u64,
     /// What was in it.
     content: Vec<u8>,
+    /// The lengths of its parts, in order. [`PACKET`] marks one that a single read takes; what others hold may
+    /// be joined. Empty if nothing is marked.
+    parts: Vec<u32>,
+}
+}
+
+/// The bit of `Pipe::parts` that says so.
+pub const PACKET: u32 = 1 << 31;
+
+record! {
+/// A named pipe, saved by one of those who have it open.
+Fifo {
+    /// Device.
+    dev: u64,
+    /// Inode.
+    inode: u64,
+    /// Its mode bits.
+    mode: u32,
+    /// Whether its name was gone.
+    deleted: bool,
+    /// What it holds; its `id` is the inode.
+    pipe: Pipe,
 }
 }
 

@@ -231,6 +231,8 @@ pub struct Meta {
     pub pipes: Vec<Pipe>,
     /// Files without a name that this process saved.
     pub deleted: Vec<DeletedFile>,
+    /// Named pipes that this process saved.
+    pub fifos: Vec<Fifo>,
     /// Children that have ended.
     pub zombies: Vec<Zombie>,
     /// Resource limits by number.
@@ -312,6 +314,7 @@ sections! {
     12 pending,
     13 deleted,
     21 sockets,
+    27 fifos,
 }
 
 impl Meta {

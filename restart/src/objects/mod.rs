@@ -259,10 +259,16 @@ impl Builder<'_> {
         let mut found = HashMap::new();
         let mut sockets = Sockets::collect(self.images, outside);
         sockets.make()?;
-        let mut pipes: HashMap<u64, [File; 2]> = HashMap::new();
+        let mut pipes: HashMap<u64, [pipe::PipeEnd; 2]> = HashMap::new();
         for image in self.images {
             for description in &image.meta.descriptions {
                 if found.contains_key(&description.id) || self.process_of(description).is_some() {
+                    continue;
+                }
+                if description.kind == description_kind::FIFO {
+                    for (id, fd) in self.fifo_ends(description)? {
+                        found.insert(id, lift(fd, self.base)?);
+                    }
                     continue;
                 }
                 let fd = match description.kind {
@@ -300,6 +306,22 @@ fn is_as_it_was(path: &Path, region: &Region) -> bool {
         !found.is_file()
             || (found.len() == region.file_len
                 && [found.mtime(), found.mtime_nsec()] == region.mtime)
+    })
+}
+
+/// The name that an object had before it lost it.
+fn original_name(path: &Path) -> PathBuf {
+    let bytes = path.as_os_str().as_bytes();
+    let name = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
+    Path::new(std::ffi::OsStr::from_bytes(name)).into()
+}
+
+/// A directory for what gets a name only until it is open.
+fn temporary_directory() -> Result<PathBuf, RestartError> {
+    let template = std::env::temp_dir().join("ulpm-XXXXXX");
+    nix::unistd::mkdtemp(&template).map_err(|errno| RestartError::System {
+        what: "make a temporary directory",
+        source: errno.into(),
     })
 }
 

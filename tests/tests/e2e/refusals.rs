@@ -245,11 +245,6 @@ fn state_refused(what: &str, words: &[&str]) -> Result {
 }
 
 #[test]
-fn pipe_of_packets() -> Result {
-    state_refused("packets", &["pipe of packets"])
-}
-
-#[test]
 fn message_queue() -> Result {
     state_refused("queue", &["message queue"])
 }

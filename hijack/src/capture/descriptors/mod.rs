@@ -142,13 +142,16 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
             return Err(cannot(open, "is the master of a pseudo-terminal"));
         }
         mode::CHARACTER => kind::FILE,
-        mode::FIFO => pipe::kind(open)?,
+        mode::FIFO => pipe::kind(open),
         mode::SOCKET => socket::kind(open)?,
         _ if open.path.starts_with(b"anon_inode:") => {
             return Err(cannot(open, "is an object of the kernel"));
         }
         _ => return Err(cannot(open, "is of a kind that ULPM does not know")),
     };
+    if description.kind == kind::FIFO {
+        description.position = pipe::hung_up(open);
+    }
     description.id = identity(subject, task, open)?;
     Ok(description)
 }
@@ -163,7 +166,7 @@ fn save(
 ) -> Result<(), Failed> {
     match description.kind {
         kind::SOCKET => socket::save(subject, open, description, sockets, meta),
-        kind::PIPE => pipe::save(subject, open, meta),
+        kind::PIPE | kind::FIFO => pipe::save(subject, open, description, meta),
         kind::DELETED => file::save(subject, open, meta),
         _ => Ok(()),
     }
