@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 /// The first bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"ULPC";
 /// Raised when a message changes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 12;
 /// The most that a payload may hold.

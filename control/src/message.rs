@@ -412,7 +412,7 @@ pub struct Offer {
 ///    │◀──────── Accept or Refuse ─│
 ///    │── Manifest ───────────────▶│  when all images were sent
 ///    │◀─────── Prepared or Refuse ─│  every process waits for its thaw
-///    │── Commit ─────────────────▶│  the source never goes on after this
+///    │── Commit or Abort ────────▶│  the source never goes on after Commit
 ///    │◀─────── Running or Refuse ─│
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -445,4 +445,6 @@ pub enum PeerMessage {
         /// Where the images are, if they were kept.
         images: Option<String>,
     },
+    /// The job goes on at the source.
+    Abort,
 }

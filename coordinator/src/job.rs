@@ -343,12 +343,7 @@ impl Job {
     /// Removes what only a living job needs.
     fn finish(&mut self) {
         tracing::info!("job {} ({}) has ended", self.meta.name, self.meta.id);
-        let state = &self.shared.state;
-        let _ = std::fs::remove_file(&self.table_path);
-        let _ = std::fs::remove_file(state.meta(self.meta.id));
-        // Only if there is no checkpoint in it.
-        let _ = std::fs::remove_dir(self.meta.policy.ckpt_dir.join(&self.meta.name));
-        self.shared.unlist(self.meta.id);
+        // First: a record without an end, and without a table, is that of a job which never went on.
         if !self.moved
             && let Some(token) = &self.meta.origin
         {
@@ -360,6 +355,12 @@ impl Job {
             };
             self.shared.arrived_finished(token, Finished { status: self.exited, text });
         }
+        let state = &self.shared.state;
+        let _ = std::fs::remove_file(&self.table_path);
+        let _ = std::fs::remove_file(state.meta(self.meta.id));
+        // Only if there is no checkpoint in it.
+        let _ = std::fs::remove_dir(self.meta.policy.ckpt_dir.join(&self.meta.name));
+        self.shared.unlist(self.meta.id);
     }
 
     /// Takes an event while nothing is being done.

@@ -17,6 +17,7 @@ use ulpm_control::message::{
     Status, Stream,
 };
 use ulpm_control::{JobId, Reply, Request, exit, host, place};
+use ulpm_protocol::handover::Word;
 use ulpm_protocol::manager;
 use ulpm_protocol::table::{Handover, StreamId};
 
@@ -26,7 +27,7 @@ use crate::job::{Command, Event, Handle, Job, Then};
 use crate::kernel::Mapped;
 use crate::manager::Manager;
 use crate::migrate::{self, Hold, Incoming};
-use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, StateDir};
+use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
 use crate::wire;
 
 /// Logs of ended jobs that are kept.
@@ -48,6 +49,8 @@ pub struct Shared {
     moved: Mutex<BTreeMap<JobId, Moved>>,
     arrived: Mutex<HashMap<String, Arrived>>,
     incoming: Mutex<HashMap<String, Incoming>>,
+    /// Restarts that are to wait, by their hand-over.
+    holds: Mutex<HashMap<String, Hold>>,
     quit: Notify,
 }
 
@@ -60,6 +63,10 @@ struct Moved {
 #[derive(Debug)]
 struct Arrived {
     record: ArrivedRecord,
+    /// Whether the source has said that it has decided.
+    decided: watch::Sender<bool>,
+    /// Nobody works on it: there is only its image.
+    kept: bool,
     finished: watch::Sender<Option<Finished>>,
 }
 
@@ -106,6 +113,7 @@ impl Shared {
             moved: Mutex::default(),
             arrived: Mutex::default(),
             incoming: Mutex::default(),
+            holds: Mutex::default(),
             quit: Notify::new(),
         })
     }
@@ -165,10 +173,69 @@ impl Shared {
         });
     }
 
-    /// Lists a job that came here.
-    pub(crate) fn arrived(&self, record: ArrivedRecord) {
+    /// Announces a restart that is to wait.
+    pub(crate) fn expect_hold(&self, token: &str, hold: Hold) {
+        lock(&self.holds).insert(token.into(), hold);
+    }
+
+    /// What a restart that waits belongs to; once.
+    fn take_hold(&self, token: &str) -> Option<Hold> {
+        lock(&self.holds).remove(token)
+    }
+
+    /// Lists a job that came here, or may come; tells when the source has decided.
+    fn arrived(&self, record: ArrivedRecord, kept: bool) -> watch::Receiver<bool> {
         let (finished, _) = watch::channel(record.finished.clone());
-        lock(&self.arrived).insert(record.token.clone(), Arrived { record, finished });
+        let (decided, is_decided) = watch::channel(false);
+        let token = record.token.clone();
+        lock(&self.arrived).insert(token, Arrived { record, decided, kept, finished });
+        is_decided
+    }
+
+    /// Records that the image of a job has come.
+    pub(crate) fn log_prepared(&self, record: ArrivedRecord) -> io::Result<watch::Receiver<bool>> {
+        state::save(&self.state.arrived(&record.token), &record)?;
+        Ok(self.arrived(record, false))
+    }
+
+    /// Records that a job belongs here.
+    pub(crate) fn log_taken(&self, token: &str, job: JobId) -> io::Result<()> {
+        let mut arrived = lock(&self.arrived);
+        let arrived = arrived.get_mut(token).ok_or(io::ErrorKind::NotFound)?;
+        let record = ArrivedRecord { job, stage: Stage::Taken, ..arrived.record.clone() };
+        state::save(&self.state.arrived(token), &record)?;
+        arrived.record = record;
+        Ok(())
+    }
+
+    /// Nobody works on a job any more that may come here; true if its source has decided meanwhile.
+    pub(crate) fn keep(&self, token: &str) -> bool {
+        let mut arrived = lock(&self.arrived);
+        let Some(arrived) = arrived.get_mut(token) else { return false };
+        let decided = arrived.record.finished.is_none() && arrived.decided.send_replace(false);
+        arrived.kept = !decided;
+        decided
+    }
+
+    /// Forgets a job that did not come after all.
+    pub(crate) fn forget_arrived(&self, token: &str) {
+        if lock(&self.arrived).remove(token).is_some() {
+            let _ = std::fs::remove_file(self.state.arrived(token));
+        }
+    }
+
+    /// The source of a hand-over says that it has decided; returns where its end is told.
+    fn decided(self: &Arc<Self>, token: &str) -> Option<watch::Receiver<Option<Finished>>> {
+        let mut arrived = lock(&self.arrived);
+        let arrived = arrived.get_mut(token)?;
+        if arrived.record.finished.is_none() {
+            if std::mem::take(&mut arrived.kept) {
+                tokio::spawn(migrate::start_kept(Arc::clone(self), arrived.record.clone()));
+            } else {
+                arrived.decided.send_replace(true);
+            }
+        }
+        Some(arrived.finished.subscribe())
     }
 
     /// Records how a job ended that came here; what is said first counts.
@@ -191,9 +258,13 @@ impl Shared {
         metas.sort_by_key(|meta| meta.id);
         let mut moved: Vec<MovedRecord> = self.state.records("moved");
         moved.sort_by_key(|record| record.id);
+        let mut words = HashMap::new();
         for meta in metas {
             let _ = generation::remove_dead(&meta.policy.ckpt_dir.join(&meta.name));
-            self.take_up_job(meta, &mut moved);
+            let origin = meta.origin.clone();
+            if let (Some(handover), Some(origin)) = (self.take_up_job(meta, &mut moved), origin) {
+                words.insert(origin, handover);
+            }
         }
         let surplus = moved.len().saturating_sub(RECORDS);
         for (number, record) in moved.into_iter().enumerate() {
@@ -215,23 +286,42 @@ impl Shared {
                 let _ = std::fs::remove_file(self.state.arrived(&record.token));
                 continue;
             }
-            let (id, name, token) = (record.job, record.name.clone(), record.token.clone());
-            let open = record.finished.is_none();
-            self.arrived(record);
-            let went_on = lock(&self.moved)
-                .values()
-                .any(|moved| moved.record.origin.as_ref() == Some(&token));
-            if open && self.job(id).is_none() && !went_on {
-                let text = format!("how job {name} ended on {} is not known", self.host);
-                self.arrived_finished(&token, Finished { status: None, text });
-            }
+            self.take_up_arrived(record, &words);
         }
         let living = |id| self.job(id).is_some();
         self.state.forget_old_outputs(&living, OUTPUTS);
         self.remove_stray_tables();
     }
 
-    fn take_up_job(self: &Arc<Self>, meta: JobMeta, moved: &mut Vec<MovedRecord>) {
+    /// Goes on with the arrival of a job, of which a table may have been found.
+    fn take_up_arrived(self: &Arc<Self>, record: ArrivedRecord, words: &HashMap<String, Handover>) {
+        let token = record.token.clone();
+        let open = record.finished.is_none();
+        self.arrived(record.clone(), false);
+        let went_on =
+            lock(&self.moved).values().any(|moved| moved.record.origin.as_ref() == Some(&token));
+        if !open || went_on {
+            return;
+        }
+        let word = match words.get(&token) {
+            Some(Handover::Pending) => Word::Undecided,
+            Some(_) => Word::Decided,
+            None if record.stage == Stage::Prepared || record.job == JobId(0) => Word::Undecided,
+            None => {
+                let text = format!("how job {} ended on {} is not known", record.name, self.host);
+                self.arrived_finished(&token, Finished { status: None, text });
+                return;
+            }
+        };
+        tokio::spawn(migrate::recover(Arc::clone(self), record, word));
+    }
+
+    /// Takes up a job by its table, and returns what that says of a hand-over.
+    fn take_up_job(
+        self: &Arc<Self>,
+        meta: JobMeta,
+        moved: &mut Vec<MovedRecord>,
+    ) -> Option<Handover> {
         let path = self.state.table(meta.id);
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path);
         let table = match file.and_then(Mapped::open) {
@@ -244,7 +334,7 @@ impl Shared {
                 );
                 let _ = std::fs::remove_file(&path);
                 let _ = std::fs::remove_file(self.state.meta(meta.id));
-                return;
+                return None;
             }
         };
         let handover = table.table().handover();
@@ -261,6 +351,7 @@ impl Shared {
             let (sender, _) = oneshot::channel();
             let _ = handle.events.send(Event::Command(Command::Abandon(sender)));
         }
+        Some(handover)
     }
 
     fn remove_stray_tables(&self) {
@@ -810,17 +901,13 @@ async fn answer(
                 }
             }
         }
-        Request::Follow { token } => {
-            let waiting =
-                lock(&shared.arrived).get(&token).map(|arrived| arrived.finished.subscribe());
-            match waiting {
-                Some(waiting) => finished(waiting, reader).await?,
-                None => Reply::Error(Refusal {
-                    code: exit::NO_INPUT,
-                    chain: vec!["no job has come here by that hand-over".into()],
-                }),
-            }
-        }
+        Request::Follow { token } => match shared.decided(&token) {
+            Some(waiting) => finished(waiting, reader).await?,
+            None => Reply::Error(Refusal {
+                code: exit::NO_INPUT,
+                chain: vec!["no job has come here by that hand-over".into()],
+            }),
+        },
         Request::Offer(_) | Request::Image { .. } => Reply::Error(Refusal {
             code: exit::PROTOCOL,
             chain: vec!["jobs come over TCP only".into()],
@@ -970,7 +1057,7 @@ async fn restart(
         return wire::write(writer, &refuse(exit::DATA, text)).await;
     }
     let hold = match &ask.hold_token {
-        Some(token) => match migrate::take_hold(shared, token) {
+        Some(token) => match shared.take_hold(token) {
             Some(hold) => Some((token.clone(), hold)),
             None => {
                 let text = "the migration that this restart is part of was given up".into();

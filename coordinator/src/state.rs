@@ -9,7 +9,8 @@
 //!  jobs/ID.out      output of a job that came by migration
 //!  moved/ID.json    a job that went elsewhere; written before COMMIT is sent, so this is the log of
 //!                   hand-overs: what stands here never runs here again
-//!  arrived/TOKEN.json  a job that came from elsewhere; written when COMMIT was received
+//!  arrived/TOKEN.json  a job that came from elsewhere; written before PREPARED is said, and again before it
+//!                   goes on
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -96,8 +97,24 @@ pub struct ArrivedRecord {
     pub name: String,
     /// Where its image lay.
     pub image: PathBuf,
+    /// The image stays when the job goes on.
+    #[serde(default)]
+    pub keep_images: bool,
+    /// How far it has come.
+    #[serde(default)]
+    pub stage: Stage,
     /// How it ended, once it has.
     pub finished: Option<Finished>,
+}
+
+/// How far the arrival of a job has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Its image is complete, and the source has not said yet that it has decided.
+    Prepared,
+    /// It belongs here. Its id is 0 until it was rebuilt from an image that was kept.
+    #[default]
+    Taken,
 }
 
 /// How a job ended.

@@ -190,6 +190,8 @@ pub enum Target {
     TakingKept,
     /// The job is ours, and is being rebuilt from the image that was kept.
     Starting,
+    /// The job is ours, and is being let go on.
+    Releasing,
     /// The job is ours, and goes on or has gone on.
     Running,
     /// There is only the image, which is the source's decision to be waited for, or a person's.
@@ -215,6 +217,8 @@ pub enum TargetEvent {
     Logged,
     /// It could not be made durable.
     NotLogged,
+    /// The job goes on.
+    Released,
 }
 
 /// What a target has to do, in this order.
@@ -228,11 +232,11 @@ pub enum TargetAction {
     LogPrepared,
     /// Log that the job is ours, durably, and give `Logged` or `NotLogged`.
     LogTaken,
-    /// Say so in the job table, and let the job go on.
+    /// Say so in the job table, let the job go on, and give `Released`, or `Failed` if none of it has gone on.
     Release,
     /// End the processes that wait.
     EndCopy,
-    /// Tell a person where the image is and how to start it.
+    /// Tell a person where the image is and how to start it. The source's decision may still come.
     Tell,
     /// Remove images and log.
     Discard,
@@ -289,18 +293,17 @@ impl Target {
             (Self::Prepared, Event::Got(Abort)) => (Self::Gone, &[EndCopy, Discard]),
             // It may have decided: the image stays whatever happens.
             (Self::Prepared, Event::Late | Event::Failed) => (Self::Kept, &[EndCopy, Tell]),
-            (Self::Taking, Event::Logged) => (Self::Running, &[Release, Send(Running)]),
-            (Self::Taking, Event::NotLogged | Event::Failed) => {
-                (Self::Kept, &[EndCopy, Tell, Send(Kept)])
+            (Self::Taking, Event::Logged) | (Self::Starting, Event::Rebuilt) => {
+                (Self::Releasing, &[Release])
             }
+            (Self::Releasing, Event::Released) => (Self::Running, &[Send(Running)]),
+            (Self::Taking, Event::NotLogged | Event::Failed)
+            | (Self::Starting, Event::Failed | Event::Late)
+            | (Self::Releasing, Event::Failed) => (Self::Kept, &[EndCopy, Tell, Send(Kept)]),
             (Self::Kept, Event::Got(Commit)) => (Self::TakingKept, &[LogTaken]),
             (Self::Kept, Event::Got(Abort)) => (Self::Gone, &[Discard]),
             (Self::TakingKept, Event::Logged) => (Self::Starting, &[Rebuild]),
             (Self::TakingKept, Event::NotLogged) => (Self::Kept, &[Tell, Send(Kept)]),
-            (Self::Starting, Event::Rebuilt) => (Self::Running, &[Release, Send(Running)]),
-            (Self::Starting, Event::Failed | Event::Late) => {
-                (Self::Kept, &[EndCopy, Tell, Send(Kept)])
-            }
             (Self::Running, Event::Got(Commit)) => (Self::Running, &[Send(Running)]),
             (Self::Gone, Event::Got(Images | Commit)) => (Self::Gone, &[Send(Refuse)]),
             (state, _) => (state, &[]),

@@ -180,13 +180,11 @@ impl World {
                 TargetAction::Send(message) => {
                     self.to_source.insert(message);
                 }
-                TargetAction::Rebuild | TargetAction::LogPrepared | TargetAction::LogTaken => {
+                TargetAction::Rebuild
+                | TargetAction::LogPrepared
+                | TargetAction::LogTaken
+                | TargetAction::Release => {
                     host.doing = Some(action);
-                }
-                TargetAction::Release => {
-                    host.word = Word::Decided;
-                    host.processes = Processes::Run;
-                    host.ran = true;
                 }
                 TargetAction::EndCopy => {
                     host.doing = None;
@@ -283,8 +281,10 @@ impl SourceHost {
 }
 
 impl TargetHost {
+    /// It waits for nothing else then.
     fn logs(&self) -> bool {
-        matches!(self.doing, Some(TargetAction::LogPrepared | TargetAction::LogTaken))
+        use TargetAction::{LogPrepared, LogTaken, Release};
+        matches!(self.doing, Some(LogPrepared | LogTaken | Release))
     }
 
     fn does(&mut self, well: bool) -> Option<TargetEvent> {
@@ -304,6 +304,12 @@ impl TargetHost {
                 TargetEvent::Logged
             }
             (TargetAction::LogPrepared | TargetAction::LogTaken, false) => TargetEvent::NotLogged,
+            (TargetAction::Release, true) => {
+                self.word = Word::Decided;
+                self.processes = Processes::Run;
+                self.ran = true;
+                TargetEvent::Released
+            }
             _ => TargetEvent::Failed,
         })
     }

@@ -1,0 +1,626 @@
+//! The source: a job leaves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::sync::mpsc;
+use ulpm_control::codec::{self, CodecError};
+use ulpm_control::host;
+use ulpm_control::manifest::Manifest;
+use ulpm_control::message::{JobId, Migrated, Offer, PeerMessage, Progress, Request};
+use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
+use ulpm_protocol::manager::{CAPTURE_HOLD, ToManager};
+use ulpm_protocol::table::Handover;
+
+use super::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Peer, connect, unexpected, with_port, within};
+use crate::barrier::{Capture, Captured, Pid};
+use crate::error::{JobError, Remote};
+use crate::job::{Barrier, Frozen, Job, PROGRESS, STUCK, encode_zombies, millis};
+use crate::process;
+use crate::state::{self, Finished, MovedRecord};
+use crate::wire;
+
+/// How long the target may take to rebuild the job. It has shorter limits of its own.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Bytes of a chunk.
+const CHUNK: usize = 256 * 1024;
+
+/// Images on their way to the target; given up when dropped.
+#[derive(Debug, Default)]
+struct Transfer {
+    sent: Arc<AtomicU64>,
+    streams: Arc<Mutex<Vec<StdTcpStream>>>,
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        for stream in self.streams.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Virtual id, and how many bytes were sent.
+type Copied = (i32, io::Result<u64>);
+
+impl Transfer {
+    /// Starts to send what comes out of a pipe; the result goes to `done`.
+    fn start(
+        &self,
+        target: SocketAddr,
+        token: &str,
+        virt: i32,
+        pipe: OwnedFd,
+        done: &mpsc::UnboundedSender<Copied>,
+    ) {
+        let request = Request::Image { token: token.into(), virt };
+        let sent = Arc::clone(&self.sent);
+        let streams = Arc::clone(&self.streams);
+        let done = done.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = send_image(target, &request, File::from(pipe), &sent, &streams);
+            let _ = done.send((virt, result));
+        });
+    }
+}
+
+fn send_image(
+    target: SocketAddr,
+    request: &Request,
+    mut pipe: File,
+    sent: &AtomicU64,
+    streams: &Mutex<Vec<StdTcpStream>>,
+) -> io::Result<u64> {
+    let mut stream = StdTcpStream::connect_timeout(&target, CONNECT_TIMEOUT)?;
+    stream.set_write_timeout(Some(STUCK))?;
+    stream.set_nodelay(true)?;
+    streams.lock().unwrap_or_else(PoisonError::into_inner).push(stream.try_clone()?);
+    stream.write_all(&codec::encode(request).map_err(io::Error::other)?)?;
+    let mut buffer = vec![0; 4 + CHUNK];
+    let mut total: u64 = 0;
+    loop {
+        let len = match pipe.read(&mut buffer[4..]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let prefix = u32::try_from(len).map_err(io::Error::other)?.to_le_bytes();
+        buffer[..4].copy_from_slice(&prefix);
+        stream.write_all(&buffer[..4 + len])?;
+        if len == 0 {
+            // The other side answers when it has all.
+            stream.set_read_timeout(Some(STUCK))?;
+            stream.read_exact(&mut [0])?;
+            return Ok(total);
+        }
+        total += len as u64;
+        sent.fetch_add(len as u64, Ordering::Relaxed);
+    }
+}
+
+/// A hand-over that is going on, with what its actions need and find.
+#[derive(Debug)]
+struct Leaving<'a> {
+    name: String,
+    /// `HOST:PORT`.
+    target: String,
+    keep_images: bool,
+    force: bool,
+    progress: &'a mpsc::UnboundedSender<Progress>,
+    began: Instant,
+    peer: Option<Peer>,
+    address: Option<SocketAddr>,
+    /// Names the hand-over on the target.
+    token: String,
+    frozen: Option<Frozen>,
+    manifest: Option<Manifest>,
+    /// Where the image lies on the target.
+    image: String,
+    /// The job's id there, and where its images are kept.
+    running: Option<(JobId, Option<String>)>,
+    /// The first thing that went wrong.
+    why: Option<JobError>,
+}
+
+impl Leaving<'_> {
+    fn because(&mut self, why: JobError, event: SourceEvent) -> SourceEvent {
+        self.why.get_or_insert(why);
+        event
+    }
+
+    fn lost(&mut self, source: CodecError) -> SourceEvent {
+        let late =
+            matches!(&source, CodecError::Io(error) if error.kind() == io::ErrorKind::TimedOut);
+        let why = target_lost(&self.name, &self.target, source);
+        self.because(why, if late { SourceEvent::Late } else { SourceEvent::Lost })
+    }
+
+    /// What a message, or its absence, means.
+    fn heard(&mut self, message: Result<PeerMessage, CodecError>) -> SourceEvent {
+        match message {
+            Ok(PeerMessage::Accept { token }) => {
+                self.token = token;
+                SourceEvent::Got(Message::Accept)
+            }
+            Ok(PeerMessage::Prepared { image }) => {
+                self.image = image;
+                SourceEvent::Got(Message::Prepared)
+            }
+            Ok(PeerMessage::Running { job, images }) => {
+                self.running = Some((job, images));
+                SourceEvent::Got(Message::Running)
+            }
+            Ok(PeerMessage::Refuse { chain, image: None }) => {
+                let why = target_refused(&self.name, &self.target, chain);
+                self.because(why, SourceEvent::Got(Message::Refuse))
+            }
+            Ok(PeerMessage::Refuse { chain, image: Some(image) }) => {
+                let why = JobError::Lost {
+                    name: self.name.clone(),
+                    target: self.target.clone(),
+                    image,
+                    source: Remote::new(chain),
+                };
+                self.because(why, SourceEvent::Got(Message::Kept))
+            }
+            Ok(other) => self.lost(unexpected(&other)),
+            Err(error) => self.lost(error),
+        }
+    }
+}
+
+fn target_lost(name: &str, target: &str, source: CodecError) -> JobError {
+    JobError::TargetLost { name: name.into(), target: target.into(), source }
+}
+
+fn target_refused(name: &str, target: &str, chain: Vec<String>) -> JobError {
+    JobError::TargetRefused { name: name.into(), target: target.into(), source: Remote::new(chain) }
+}
+
+impl Job {
+    /// Hands the job over to another host.
+    ///
+    /// # Errors
+    ///
+    /// The job goes on here, unless `self.moved` is set.
+    pub(crate) async fn migrate(
+        &mut self,
+        target: &str,
+        keep_images: bool,
+        force: bool,
+        progress: &mpsc::UnboundedSender<Progress>,
+    ) -> Result<Migrated, JobError> {
+        self.free_to_act()?;
+        self.set_doing("migrating");
+        let mut leaving = Leaving {
+            name: self.meta.name.clone(),
+            target: with_port(target),
+            keep_images,
+            force,
+            progress,
+            began: Instant::now(),
+            peer: None,
+            address: None,
+            token: String::new(),
+            frozen: None,
+            manifest: None,
+            image: String::new(),
+            running: None,
+            why: None,
+        };
+        let done = self.hand_over(&mut leaving).await;
+        self.set_doing("running");
+        done
+    }
+
+    async fn hand_over(&mut self, leaving: &mut Leaving<'_>) -> Result<Migrated, JobError> {
+        let (mut machine, mut actions) = Source::offer();
+        loop {
+            let mut event = None;
+            for &action in actions {
+                tracing::debug!("job {}: {machine:?}: {action:?}", leaving.name);
+                event = self.act(leaving, action).await;
+                if event.is_some() {
+                    break;
+                }
+            }
+            let in_doubt = actions.contains(&SourceAction::Connect);
+            match machine {
+                _ if in_doubt => return Err(self.in_doubt(leaving).await),
+                Source::Done => return self.migrated(leaving).await,
+                Source::Told => return Err(self.told(leaving).await),
+                Source::GoesOn if event.is_none() => {
+                    let nothing =
+                        || target_lost(&leaving.name, &leaving.target, CodecError::Closed);
+                    return Err(leaving.why.take().unwrap_or_else(nothing));
+                }
+                _ => {}
+            }
+            let event = match event {
+                Some(event) => event,
+                None => self.listen(leaving, machine).await,
+            };
+            tracing::debug!("job {}: {machine:?}: {event:?}", leaving.name);
+            actions = machine.on(event);
+        }
+    }
+
+    /// Waits for what the target says next.
+    async fn listen(&mut self, leaving: &mut Leaving<'_>, machine: Source) -> SourceEvent {
+        let timeout = if machine == Source::Waiting { PREPARE_TIMEOUT } else { ANSWER_TIMEOUT };
+        // What was handed over may end as it likes.
+        let matters = match &leaving.frozen {
+            Some(frozen) if machine != Source::Committed => frozen.pids(),
+            _ => BTreeSet::new(),
+        };
+        let Some(peer) = &mut leaving.peer else { return leaving.lost(CodecError::Closed) };
+        match self.meanwhile(&matters, peer.next_within(timeout)).await {
+            Ok(message) => leaving.heard(message),
+            Err(why) => leaving.because(why, SourceEvent::Failed),
+        }
+    }
+
+    /// Does what the hand-over asks for; gives what comes of it at once.
+    async fn act(
+        &mut self,
+        leaving: &mut Leaving<'_>,
+        action: SourceAction,
+    ) -> Option<SourceEvent> {
+        match action {
+            SourceAction::Send(Message::Offer) => self.send_offer(leaving).await,
+            SourceAction::Send(message) => {
+                let message = match message {
+                    Message::Images => PeerMessage::Manifest(Box::new(leaving.manifest.clone()?)),
+                    Message::Commit => PeerMessage::Commit,
+                    Message::Abort => PeerMessage::Abort,
+                    _ => return None,
+                };
+                let sent = leaving.peer.as_mut()?.send(&message).await;
+                // Whether an Abort arrives makes no difference here.
+                let matters = !matches!(message, PeerMessage::Abort | PeerMessage::Commit);
+                sent.err().filter(|_| matters).map(|error| leaving.lost(error))
+            }
+            SourceAction::Freeze => {
+                self.report(leaving.progress, "freeze", 0, 0);
+                Some(match self.freeze().await {
+                    Ok(frozen) => {
+                        leaving.frozen = Some(frozen);
+                        SourceEvent::Frozen
+                    }
+                    Err(why) => leaving.because(why, SourceEvent::Failed),
+                })
+            }
+            SourceAction::Capture => Some(match self.capture_and_send(leaving).await {
+                Ok(()) => SourceEvent::Sent,
+                Err(why) => leaving.because(why, SourceEvent::Failed),
+            }),
+            SourceAction::Record => Some(self.record_move(leaving)),
+            SourceAction::Forget => {
+                let _ = std::fs::remove_file(self.shared.state.moved(self.meta.id));
+                None
+            }
+            SourceAction::Decide => {
+                self.table.table().set_handover(Handover::Committed);
+                self.moved = true;
+                tracing::info!(
+                    "job {}: handed over to {}, token {}",
+                    leaving.name,
+                    leaving.target,
+                    leaving.token
+                );
+                self.shared.moved_away(self.moved_record(leaving));
+                None
+            }
+            SourceAction::End => {
+                for process in leaving.frozen.iter().flat_map(|frozen| &frozen.processes) {
+                    self.send(process.pid, ToManager::End).await;
+                }
+                None
+            }
+            SourceAction::Thaw => {
+                self.thaw().await;
+                None
+            }
+            // That goes on in the background.
+            SourceAction::Connect => None,
+        }
+    }
+
+    async fn send_offer(&mut self, leaving: &mut Leaving<'_>) -> Option<SourceEvent> {
+        let nobody = BTreeSet::new();
+        let connected = self.meanwhile(&nobody, connect(&leaving.target)).await;
+        let connected = connected.and_then(|stream| {
+            stream
+                .and_then(|stream| Ok((stream.peer_addr()?, stream)))
+                .map_err(|source| JobError::NoTarget { target: leaving.target.clone(), source })
+        });
+        let (address, mut stream) = match connected {
+            Ok(connected) => connected,
+            Err(why) => return Some(leaving.because(why, SourceEvent::Failed)),
+        };
+        let offer = Request::Offer(Box::new(self.offer(leaving.keep_images, leaving.force)));
+        let sent = within(ANSWER_TIMEOUT, wire::write(&mut stream, &offer));
+        let sent = self.meanwhile(&nobody, sent).await;
+        leaving.address = Some(address);
+        leaving.peer = Some(Peer::new(stream));
+        match sent {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(leaving.lost(error)),
+            Err(why) => Some(leaving.because(why, SourceEvent::Failed)),
+        }
+    }
+
+    async fn capture_and_send(&mut self, leaving: &mut Leaving<'_>) -> Result<(), JobError> {
+        let Some(frozen) = leaving.frozen.take() else {
+            return Err(target_lost(&leaving.name, &leaving.target, CodecError::Closed));
+        };
+        let sent = self.send_images(leaving, &frozen).await;
+        if let Ok((capture, commands)) = &sent {
+            let freeze_time = frozen.since.elapsed();
+            // The target numbers its own generations.
+            let manifest = self.manifest(&frozen, capture, commands, 0, freeze_time, leaving.began);
+            leaving.manifest = Some(manifest);
+            self.report(leaving.progress, "restart", 0, 0);
+        }
+        leaving.frozen = Some(frozen);
+        sent.map(drop)
+    }
+
+    fn moved_record(&self, leaving: &Leaving<'_>) -> MovedRecord {
+        MovedRecord {
+            id: self.meta.id,
+            name: leaving.name.clone(),
+            target: leaving.target.clone(),
+            token: leaving.token.clone(),
+            image: format!("{} on {}", leaving.image, leaving.target),
+            origin: self.meta.origin.clone(),
+            finished: None,
+        }
+    }
+
+    /// Makes the decision durable, unless the target has given up meanwhile.
+    fn record_move(&self, leaving: &mut Leaving<'_>) -> SourceEvent {
+        if let Some(said) = leaving.peer.as_mut().and_then(Peer::said) {
+            leaving.heard(said);
+            return SourceEvent::NotRecorded;
+        }
+        let record = self.moved_record(leaving);
+        match state::save(&self.shared.state.moved(self.meta.id), &record) {
+            Ok(()) => SourceEvent::Recorded,
+            Err(source) => {
+                let what = "the hand-over cannot be recorded, so the job goes on here".into();
+                leaving.because(JobError::Io { what, source }, SourceEvent::NotRecorded)
+            }
+        }
+    }
+
+    /// Makes sure that nothing is left here; returns how long the job stood still.
+    async fn end_what_is_left(&mut self, leaving: &Leaving<'_>) -> Duration {
+        let freeze_time = leaving.frozen.as_ref().map_or(Duration::ZERO, |f| f.since.elapsed());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let _ = self.kill_all().await;
+        freeze_time
+    }
+
+    async fn migrated(&mut self, leaving: &mut Leaving<'_>) -> Result<Migrated, JobError> {
+        let freeze_time = self.end_what_is_left(leaving).await;
+        self.shared.follow_moved(self.meta.id);
+        let Some((target_id, images)) = leaving.running.take() else {
+            return Err(self.in_doubt(leaving).await);
+        };
+        let processes = leaving.frozen.as_ref().map_or(0, |frozen| frozen.processes.len());
+        Ok(Migrated {
+            job: leaving.name.clone(),
+            id: self.meta.id,
+            target_id,
+            target: leaving.target.clone(),
+            processes: u32::try_from(processes).unwrap_or(u32::MAX),
+            bytes: leaving.manifest.as_ref().map_or(0, Manifest::bytes),
+            freeze_ms: millis(freeze_time),
+            total_ms: millis(leaving.began.elapsed()),
+            images,
+        })
+    }
+
+    /// The target has only the image.
+    async fn told(&mut self, leaving: &mut Leaving<'_>) -> JobError {
+        self.end_what_is_left(leaving).await;
+        let in_doubt = || JobError::InDoubt {
+            name: leaving.name.clone(),
+            target: leaving.target.clone(),
+            image: leaving.image.clone(),
+        };
+        let error = leaving.why.take().unwrap_or_else(in_doubt);
+        let text = ulpm_control::chain(&error).join(": ");
+        self.shared.moved_finished(self.meta.id, Finished { status: None, text });
+        error
+    }
+
+    /// The target has not said that it knows: it is told again for as long as it takes.
+    async fn in_doubt(&mut self, leaving: &Leaving<'_>) -> JobError {
+        self.end_what_is_left(leaving).await;
+        self.shared.follow_moved(self.meta.id);
+        JobError::InDoubt {
+            name: leaving.name.clone(),
+            target: leaving.target.clone(),
+            image: leaving.image.clone(),
+        }
+    }
+
+    fn offer(&mut self, keep_images: bool, force: bool) -> Offer {
+        let mut paths = BTreeSet::new();
+        let mut bytes = 0;
+        let members = self.members();
+        let streams = self.table.table().streams();
+        let outputs: Vec<_> = streams
+            .flat_map(|[_, output, error]| [output, error])
+            .map(|id| (id.dev, id.ino))
+            .collect();
+        for stat in &members {
+            paths.extend(process::open_paths(stat.pid, &outputs));
+            bytes += stat.rss * 4096;
+        }
+        Offer {
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: self.shared.host.clone(),
+            arch: host::arch(),
+            cpu: process::chosen_features(members.iter().map(|stat| stat.pid)),
+            name: self.meta.name.clone(),
+            policy: self.meta.policy.clone(),
+            processes: u32::try_from(members.len()).unwrap_or(u32::MAX),
+            bytes,
+            paths: paths.iter().filter_map(|path| path.to_str().map(str::to_owned)).collect(),
+            keep_images,
+            force,
+        }
+    }
+
+    /// Captures the job, and sends what it is captured to.
+    async fn send_images(
+        &mut self,
+        leaving: &mut Leaving<'_>,
+        frozen: &Frozen,
+    ) -> Result<(Capture, BTreeMap<Pid, String>), JobError> {
+        let (name, target) = (leaving.name.clone(), leaving.target.clone());
+        let lost = |source| target_lost(&name, &target, source);
+        let refused = |chain| target_refused(&name, &target, chain);
+        let Leaving { peer: Some(peer), address: Some(address), token, progress, .. } = leaving
+        else {
+            return Err(lost(CodecError::Closed));
+        };
+        let transfer = Transfer::default();
+        let (done, mut copied) = mpsc::unbounded_channel();
+        for process in &frozen.processes {
+            let (reader, writer) = pipe()?;
+            transfer.start(*address, token, process.virt, reader, &done);
+            let zombies = encode_zombies(&process.zombies);
+            let flags = CAPTURE_HOLD | self.capture_flags(process.pid);
+            let message = ToManager::Capture { flags, zombies: &zombies };
+            self.send_with(process.pid, message, Some(writer.as_fd())).await;
+        }
+        drop(done);
+        let mut capture = Capture::new(&frozen.pids());
+        let commands = self.commands(frozen);
+        self.check_rights(frozen)?;
+        let mut missing: BTreeMap<i32, Pid> =
+            frozen.processes.iter().map(|process| (process.virt, process.pid)).collect();
+        let mut lens: BTreeMap<Pid, u64> = BTreeMap::new();
+        let mut last = (0, Instant::now());
+        let mut report = Instant::now() + PROGRESS;
+        loop {
+            if missing.is_empty() && matches!(capture.state(), Captured::Written { .. }) {
+                break;
+            }
+            tokio::select! {
+                event = self.events.recv() => {
+                    let Some(event) = event else { continue };
+                    if let Some(event) = self.aside(event).await {
+                        // Also one whose image is complete: a process without a coordinator goes on.
+                        if let Barrier::Lost(pid) = event
+                            && frozen.pids().contains(&pid)
+                        {
+                            return Err(self.died(pid));
+                        }
+                        self.captured(&mut capture, event)?;
+                    }
+                }
+                Some((virt, result)) = copied.recv() => match result {
+                    Ok(len) => {
+                        if let Some(pid) = missing.remove(&virt) {
+                            lens.insert(pid, len);
+                        }
+                    }
+                    Err(error) => {
+                        // The target says why, if it can.
+                        let answer = peer.next_within(Duration::from_millis(500)).await;
+                        return Err(match answer {
+                            Ok(PeerMessage::Refuse { chain, .. }) => refused(chain),
+                            _ => lost(error.into()),
+                        });
+                    }
+                },
+                message = peer.next() => {
+                    return Err(match message {
+                        Ok(PeerMessage::Refuse { chain, .. }) => refused(chain),
+                        Ok(other) => lost(unexpected(&other)),
+                        Err(error) => lost(error),
+                    });
+                }
+                () = tokio::time::sleep_until(report.into()) => {}
+            }
+            if Instant::now() < report {
+                continue;
+            }
+            report = Instant::now() + PROGRESS;
+            let sent = transfer.sent.load(Ordering::Relaxed);
+            self.report(progress, "send", sent, frozen.rss());
+            if sent != last.0 {
+                last = (sent, Instant::now());
+            } else if last.1.elapsed() > STUCK {
+                return Err(JobError::Stuck { secs: STUCK.as_secs(), what: "the target".into() });
+            }
+        }
+        for (&pid, &len) in &lens {
+            // A manager that does not count says 0.
+            let said = capture.bytes_of(pid).unwrap_or(0);
+            if said != len && said != 0 {
+                return Err(JobError::Io {
+                    what: format!(
+                        "the image of process {pid} was cut short: {len} of {said} bytes were sent"
+                    ),
+                    source: io::ErrorKind::UnexpectedEof.into(),
+                });
+            }
+        }
+        Ok((capture, commands))
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), JobError> {
+    let refused = |errno: nix::errno::Errno| JobError::Io {
+        what: "cannot make a pipe".into(),
+        source: errno.into(),
+    };
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(refused)?;
+    // A bigger pipe is faster; a smaller one will do.
+    let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20));
+    Ok((reader, writer))
+}
+
+/// Asks the coordinator that was given a job how it ended, until it says so. To it, the question also says that
+/// the hand-over is decided.
+pub(crate) async fn follow(record: &MovedRecord) -> Finished {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match ask_how_it_ended(record).await {
+            Ok(finished) => return finished,
+            Err(error) => {
+                tracing::debug!("job {}: {} does not say: {error}", record.name, record.target);
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+async fn ask_how_it_ended(record: &MovedRecord) -> Result<Finished, CodecError> {
+    let mut stream = connect(&record.target).await?;
+    wire::write(&mut stream, &Request::Follow { token: record.token.clone() }).await?;
+    match wire::read(&mut stream).await? {
+        ulpm_control::Reply::Finished { status, text } => Ok(Finished { status, text }),
+        ulpm_control::Reply::Error(_) => Ok(Finished {
+            status: None,
+            text: format!(
+                "job {} was handed over to {} and is not known there: restart it with: ulpm_restart {}",
+                record.name, record.target, record.image
+            ),
+        }),
+        other => Err(CodecError::Payload(format!("{other:?} was not expected"))),
+    }
+}

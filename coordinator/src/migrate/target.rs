@@ -1,0 +1,746 @@
+//! The target: a job arrives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::TcpStream as StdTcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use ulpm_control::codec::CodecError;
+use ulpm_control::manifest::Manifest;
+use ulpm_control::message::{JobId, Offer, PeerMessage};
+use ulpm_control::{host, place};
+use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
+
+use super::{Peer, unexpected};
+use crate::generation::{self, Partial};
+use crate::job::{Command, PROGRESS, STUCK};
+use crate::server::Shared;
+use crate::state::{ArrivedRecord, Finished, Stage};
+
+/// How long the source may take to decide. After that there is only the image, from which the job is rebuilt
+/// if the decision comes after all.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same once the connection is gone: the source will most probably go on.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing may come from the source before it has sent all.
+const SILENCE: Duration = Duration::from_secs(300);
+/// The most that a chunk may hold.
+const MAX_CHUNK: usize = 16 * 1024 * 1024;
+
+/// Virtual id, how many bytes came, and the file that has them.
+type Received = (i32, io::Result<(u64, File)>);
+
+/// Writes an image that comes over a connection.
+///
+/// # Errors
+///
+/// Also when the connection ends before the image does.
+fn receive_image(mut stream: StdTcpStream, mut file: &File, bytes: &AtomicU64) -> io::Result<u64> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(STUCK))?;
+    let mut buffer = Vec::new();
+    let mut total = 0;
+    loop {
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix)?;
+        let len = u32::from_le_bytes(prefix) as usize;
+        if len > MAX_CHUNK {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a chunk of {len} bytes"),
+            ));
+        }
+        if len == 0 {
+            stream.write_all(&[1])?;
+            return Ok(total);
+        }
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        stream.read_exact(&mut buffer[..len])?;
+        file.write_all(&buffer[..len])?;
+        total += len as u64;
+        bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+}
+
+/// A job that is on its way here.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    dir: PathBuf,
+    images: mpsc::UnboundedSender<Received>,
+    /// Bytes of all images.
+    bytes: Arc<AtomicU64>,
+}
+
+/// What `ulpm_restart --hold` is given.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) id: JobId,
+    pub(crate) ready: oneshot::Sender<()>,
+}
+
+/// Takes an image of a job that is on its way here.
+pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, stream: TcpStream) {
+    let (dir, images, bytes) = {
+        let incoming = shared.incoming();
+        let Some(incoming) = incoming.get(token) else {
+            tracing::warn!("an image comes that nobody waits for");
+            return;
+        };
+        (incoming.dir.clone(), incoming.images.clone(), Arc::clone(&incoming.bytes))
+    };
+    let _ = tokio::task::spawn_blocking(move || {
+        let path = dir.join(Manifest::image_name(virt));
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
+        let stream = stream.into_std();
+        let result =
+            options.open(path).and_then(|file| Ok((receive_image(stream?, &file, &bytes)?, file)));
+        let _ = images.send((virt, result));
+    })
+    .await;
+}
+
+/// Why this host does not take a job.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("it is a {here} machine, and the job's programs are for {there}")]
+    Arch { here: String, there: String },
+    #[error(
+        "its processor lacks {}, which the job's libraries may have chosen: start the job with GLIBC_TUNABLES={}, or migrate with --force",
+        .0.join(", "),
+        host::tunables_without(.0.iter().map(String::as_str))
+    )]
+    Cpu(Vec<String>),
+    #[error("{} does not exist there, and the job has it open", .0.join(", "))]
+    Paths(Vec<String>),
+    #[error("it has {have} MiB of memory free, and the job needs about {need} MiB")]
+    Memory { have: u64, need: u64 },
+    #[error("{} has {have} MiB free, and the images need about {need} MiB", path.display())]
+    Disk { path: PathBuf, have: u64, need: u64 },
+    #[error("the checkpoint directory cannot be used")]
+    Generation(#[from] crate::generation::GenerationError),
+    #[error("the image of process {virt} did not arrive")]
+    Image { virt: i32, source: io::Error },
+    #[error("the image of process {virt} has {found} bytes instead of {expected}")]
+    Length { virt: i32, found: u64, expected: u64 },
+    #[error("the images cannot be made durable")]
+    Durable(#[source] io::Error),
+    #[error("the manifest is wrong: {0}")]
+    Manifest(String),
+    #[error("ulpm_restart cannot be started there")]
+    Spawn(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the job cannot be restarted there: {0}")]
+    Restart(String),
+    #[error("cannot record the job")]
+    Record(#[source] io::Error),
+    #[error("the source has gone")]
+    Source(#[from] CodecError),
+    #[error("the source has given up, and the job goes on there")]
+    Aborted,
+    #[error("the source has not decided in time; the image stays here, see the log")]
+    Undecided,
+}
+
+fn check(offer: &Offer) -> Result<(), Refused> {
+    let here = host::arch();
+    if here != offer.arch {
+        return Err(Refused::Arch { here, there: offer.arch.clone() });
+    }
+    if !offer.force {
+        let have: BTreeSet<_> = host::cpu().into_iter().collect();
+        let lacks: Vec<_> = offer.cpu.iter().filter(|cpu| !have.contains(*cpu)).cloned().collect();
+        if !lacks.is_empty() {
+            return Err(Refused::Cpu(lacks));
+        }
+    }
+    let lacks: Vec<_> = offer.paths.iter().filter(|path| !Path::new(path).exists()).collect();
+    if !lacks.is_empty() {
+        let more = lacks.len().saturating_sub(5);
+        let mut list: Vec<_> = lacks.into_iter().take(5).cloned().collect();
+        if more > 0 {
+            list.push(format!("{more} more"));
+        }
+        return Err(Refused::Paths(list));
+    }
+    let have = available_memory();
+    if have < offer.bytes {
+        return Err(Refused::Memory { have: have >> 20, need: offer.bytes >> 20 });
+    }
+    Ok(())
+}
+
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    };
+    if text.is_empty() { u64::MAX } else { (kib("MemAvailable:") + kib("SwapFree:")) * 1024 }
+}
+
+fn check_disk(dir: &Path, need: u64) -> Result<(), Refused> {
+    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return Ok(()) };
+    let have = stat.blocks_available() * stat.fragment_size();
+    if have < need {
+        return Err(Refused::Disk { path: dir.into(), have: have >> 20, need: need >> 20 });
+    }
+    Ok(())
+}
+
+/// A hand-over that is going on, with what its actions need and find.
+struct Arriving {
+    shared: Arc<Shared>,
+    token: String,
+    name: String,
+    force: bool,
+    keep_images: bool,
+    ckpt_dir: PathBuf,
+    peer: Option<Peer>,
+    /// What comes, until it is complete.
+    coming: Option<Coming>,
+    manifest: Option<Manifest>,
+    /// Image files that are not durable yet.
+    files: Vec<File>,
+    image: PathBuf,
+    id: JobId,
+    /// There is only the image.
+    is_kept: bool,
+    /// Becomes true when the source says over another connection that it has decided.
+    decided: Option<watch::Receiver<bool>>,
+    /// The first thing that went wrong.
+    why: Option<Refused>,
+}
+
+/// Images on their way.
+struct Coming {
+    partial: Partial,
+    images: mpsc::UnboundedReceiver<Received>,
+    bytes: Arc<AtomicU64>,
+}
+
+/// Takes over a job: the other end of `Job::migrate`.
+pub(crate) async fn receive(shared: &Arc<Shared>, stream: TcpStream, offer: Offer) {
+    let mut peer = Peer::new(stream);
+    let token = match random_token() {
+        Ok(token) => token,
+        Err(error) => {
+            tracing::error!("cannot read random bytes: {error}");
+            return;
+        }
+    };
+    tracing::info!("job {} is offered by {}", offer.name, offer.host);
+    let (partial, ckpt_dir) = match check(&offer).and_then(|()| begin(&offer)) {
+        Ok(begun) => begun,
+        Err(error) => {
+            let chain = ulpm_control::chain(&error);
+            tracing::warn!(
+                "job {} of {} is not taken: {}",
+                offer.name,
+                offer.host,
+                chain.join(": ")
+            );
+            let _ = peer.send(&PeerMessage::Refuse { chain, image: None }).await;
+            return;
+        }
+    };
+    let (sender, images) = mpsc::unbounded_channel();
+    let bytes = Arc::new(AtomicU64::new(0));
+    let incoming =
+        Incoming { dir: partial.dir().to_owned(), images: sender, bytes: Arc::clone(&bytes) };
+    shared.incoming().insert(token.clone(), incoming);
+    let arriving = Arriving {
+        shared: Arc::clone(shared),
+        token,
+        name: offer.name.clone(),
+        force: offer.force,
+        keep_images: offer.keep_images,
+        ckpt_dir,
+        peer: Some(peer),
+        coming: Some(Coming { partial, images, bytes }),
+        manifest: None,
+        files: Vec::new(),
+        image: PathBuf::new(),
+        id: JobId(0),
+        is_kept: false,
+        decided: None,
+        why: None,
+    };
+    let (machine, actions) = Target::accept();
+    arriving.run(machine, actions).await;
+}
+
+/// Goes on with a hand-over of which only the image was kept, when its source has decided.
+pub(crate) async fn start_kept(shared: Arc<Shared>, record: ArrivedRecord) {
+    let mut machine = Target::Kept;
+    let actions = machine.on(TargetEvent::Got(Message::Commit));
+    Arriving::kept(shared, &record).run(machine, actions).await;
+}
+
+/// Goes on with the hand-over that the last coordinator was at.
+pub(crate) async fn recover(shared: Arc<Shared>, record: ArrivedRecord, word: Word) {
+    let log = match record.stage {
+        Stage::Prepared => Log::Prepared,
+        Stage::Taken => Log::Taken,
+    };
+    let (machine, actions) = Target::recover(log, word);
+    Arriving::kept(shared, &record).run(machine, actions).await;
+}
+
+impl Arriving {
+    fn kept(shared: Arc<Shared>, record: &ArrivedRecord) -> Self {
+        let ckpt_dir = record.image.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+        Self {
+            shared,
+            token: record.token.clone(),
+            name: record.name.clone(),
+            // It was checked when it came.
+            force: true,
+            keep_images: record.keep_images,
+            ckpt_dir: ckpt_dir.to_owned(),
+            peer: None,
+            coming: None,
+            manifest: None,
+            files: Vec::new(),
+            image: record.image.clone(),
+            id: record.job,
+            is_kept: true,
+            decided: None,
+            why: None,
+        }
+    }
+
+    async fn run(mut self, mut machine: Target, mut actions: &'static [TargetAction]) {
+        loop {
+            let mut event = None;
+            for &action in actions {
+                tracing::debug!("job {}: {machine:?}: {action:?}", self.name);
+                event = self.act(action).await;
+                if event.is_some() {
+                    break;
+                }
+            }
+            let is_over = matches!(machine, Target::Gone | Target::Kept | Target::Running);
+            let event = match event {
+                Some(event) => event,
+                None if is_over => break,
+                None => self.listen(machine).await,
+            };
+            tracing::debug!("job {}: {machine:?}: {event:?}", self.name);
+            actions = machine.on(event);
+        }
+        self.shared.incoming().remove(&self.token);
+        if let Some(why) = &self.why {
+            let text = ulpm_control::chain(why).join(": ");
+            tracing::warn!("job {} is not taken: {text}", self.name);
+        }
+        if machine == Target::Running {
+            self.goes_on();
+        }
+    }
+
+    fn because(&mut self, why: Refused, event: TargetEvent) -> TargetEvent {
+        self.why.get_or_insert(why);
+        event
+    }
+
+    /// What a message means that was not waited for, or its absence.
+    fn interrupted(&mut self, message: Result<PeerMessage, CodecError>) -> TargetEvent {
+        match message {
+            Ok(PeerMessage::Abort) => {
+                self.because(Refused::Aborted, TargetEvent::Got(Message::Abort))
+            }
+            Ok(other) => self.because(unexpected(&other).into(), TargetEvent::Lost),
+            Err(error) => self.because(error.into(), TargetEvent::Lost),
+        }
+    }
+
+    async fn listen(&mut self, machine: Target) -> TargetEvent {
+        match machine {
+            Target::Receiving => self.take_images().await,
+            Target::Prepared => self.wait_for_decision().await,
+            // All other states end with what is done in them.
+            _ => TargetEvent::Late,
+        }
+    }
+
+    /// Waits for the images, and the manifest that says how many there are.
+    async fn take_images(&mut self) -> TargetEvent {
+        let (Some(mut coming), Some(mut peer)) = (self.coming.take(), self.peer.take()) else {
+            return TargetEvent::Failed;
+        };
+        let taken = self.take_images_from(&mut coming, &mut peer).await;
+        self.coming = Some(coming);
+        self.peer = Some(peer);
+        match taken {
+            Ok(manifest) => {
+                self.manifest = Some(manifest);
+                TargetEvent::Got(Message::Images)
+            }
+            Err(event) => event,
+        }
+    }
+
+    async fn take_images_from(
+        &mut self,
+        coming: &mut Coming,
+        peer: &mut Peer,
+    ) -> Result<Manifest, TargetEvent> {
+        let mut have = BTreeMap::new();
+        let mut manifest: Option<Manifest> = None;
+        let mut last = (0, Instant::now());
+        let mut manifest = loop {
+            if let Some(manifest) =
+                manifest.take_if(|manifest| manifest.processes.len() <= have.len())
+            {
+                break manifest;
+            }
+            tokio::select! {
+                message = peer.next() => match message {
+                    Ok(PeerMessage::Manifest(sent)) => {
+                        if let Err(text) = sent.check() {
+                            let why = Refused::Manifest(text);
+                            return Err(self.because(why, TargetEvent::Failed));
+                        }
+                        manifest = Some(*sent);
+                    }
+                    other => return Err(self.interrupted(other)),
+                },
+                Some((virt, result)) = coming.images.recv() => match result {
+                    Ok((len, file)) => {
+                        have.insert(virt, len);
+                        self.files.push(file);
+                    }
+                    Err(source) => {
+                        let why = Refused::Image { virt, source };
+                        return Err(self.because(why, TargetEvent::Failed));
+                    }
+                },
+                () = tokio::time::sleep(PROGRESS) => {
+                    let now = coming.bytes.load(Ordering::Relaxed);
+                    if now != last.0 {
+                        last = (now, Instant::now());
+                    } else if last.1.elapsed() > SILENCE {
+                        let late = CodecError::Io(io::ErrorKind::TimedOut.into());
+                        return Err(self.because(late.into(), TargetEvent::Late));
+                    }
+                }
+            }
+        };
+        for process in &mut manifest.processes {
+            let virt = process.virt;
+            let found = have.get(&virt).copied().unwrap_or(0);
+            if process.bytes != found && process.bytes != 0 || found == 0 {
+                let why = Refused::Length { virt, found, expected: process.bytes };
+                return Err(self.because(why, TargetEvent::Failed));
+            }
+            process.bytes = found;
+        }
+        manifest.generation = coming.partial.generation();
+        Ok(manifest)
+    }
+
+    /// Waits for the source's decision, which may also come over another connection.
+    async fn wait_for_decision(&mut self) -> TargetEvent {
+        let Some(mut decided) = self.decided.clone() else { return TargetEvent::Failed };
+        let Some(job) = self.shared.job(self.id) else { return TargetEvent::Failed };
+        let mut deadline = Instant::now() + COMMIT_TIMEOUT;
+        loop {
+            let said = async {
+                match &mut self.peer {
+                    Some(peer) => peer.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = said => match message {
+                    Ok(PeerMessage::Commit) => return TargetEvent::Got(Message::Commit),
+                    Ok(PeerMessage::Abort) => {
+                        return self.because(Refused::Aborted, TargetEvent::Got(Message::Abort));
+                    }
+                    _ => {
+                        self.peer = None;
+                        deadline = deadline.min(Instant::now() + RECONNECT_TIMEOUT);
+                    }
+                },
+                Ok(_) = decided.wait_for(|&decided| decided) => {
+                    return TargetEvent::Got(Message::Commit);
+                }
+                () = job.events.closed() => {
+                    let why = Refused::Restart("a process of it ended".into());
+                    return self.because(why, TargetEvent::Failed);
+                }
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    return self.because(Refused::Undecided, TargetEvent::Late);
+                }
+            }
+        }
+    }
+
+    /// Does what the hand-over asks for; gives what comes of it at once.
+    async fn act(&mut self, action: TargetAction) -> Option<TargetEvent> {
+        match action {
+            TargetAction::Send(message) => {
+                let message = self.message(message)?;
+                if let Some(peer) = &mut self.peer
+                    && peer.send(&message).await.is_err()
+                {
+                    // If the source is told nothing it asks.
+                    self.peer = None;
+                }
+                None
+            }
+            TargetAction::Rebuild => Some(match self.rebuild().await {
+                Ok(()) => TargetEvent::Rebuilt,
+                Err(event) => event,
+            }),
+            TargetAction::LogPrepared => {
+                let record = ArrivedRecord {
+                    token: self.token.clone(),
+                    job: self.id,
+                    name: self.name.clone(),
+                    image: self.image.clone(),
+                    keep_images: self.keep_images,
+                    stage: Stage::Prepared,
+                    finished: None,
+                };
+                Some(match self.shared.log_prepared(record) {
+                    Ok(decided) => {
+                        self.decided = Some(decided);
+                        TargetEvent::Logged
+                    }
+                    Err(error) => self.because(Refused::Record(error), TargetEvent::NotLogged),
+                })
+            }
+            TargetAction::LogTaken => {
+                // Without a job that waits, there is none yet.
+                let job = if self.is_kept { JobId(0) } else { self.id };
+                Some(match self.shared.log_taken(&self.token, job) {
+                    Ok(()) => TargetEvent::Logged,
+                    Err(error) => self.because(Refused::Record(error), TargetEvent::NotLogged),
+                })
+            }
+            TargetAction::Release => {
+                if self.is_kept
+                    && let Err(error) = self.shared.log_taken(&self.token, self.id)
+                {
+                    return Some(self.because(Refused::Record(error), TargetEvent::Failed));
+                }
+                let released = match self.shared.job(self.id) {
+                    Some(job) => job.ask(Command::Release).await,
+                    None => None,
+                };
+                Some(match released {
+                    Some(Ok(())) => TargetEvent::Released,
+                    _ => {
+                        let why = Refused::Restart("it ended before it could go on".into());
+                        self.because(why, TargetEvent::Failed)
+                    }
+                })
+            }
+            TargetAction::EndCopy => {
+                if let Some(job) = self.shared.job(self.id) {
+                    let _ = job.ask(Command::Abandon).await;
+                }
+                self.is_kept = true;
+                None
+            }
+            TargetAction::Tell => {
+                let _ = generation::make_latest(&self.image);
+                tracing::warn!(
+                    "job {}: its image stays; restart it with: ulpm_restart {}",
+                    self.name,
+                    self.image.display()
+                );
+                // The decision may have come meanwhile.
+                self.shared.keep(&self.token).then_some(TargetEvent::Got(Message::Commit))
+            }
+            TargetAction::Discard => {
+                self.coming = None;
+                self.shared.forget_arrived(&self.token);
+                if self.image != Path::new("") {
+                    self.remove_image();
+                    let _ = std::fs::remove_file(self.shared.state.output(self.id));
+                }
+                None
+            }
+        }
+    }
+
+    /// What is said to the source.
+    fn message(&mut self, message: Message) -> Option<PeerMessage> {
+        let chain = || {
+            let nothing = || vec!["it has come to nothing".into()];
+            self.why.as_ref().map_or_else(nothing, |why| ulpm_control::chain(why))
+        };
+        let image = || self.image.display().to_string();
+        Some(match message {
+            Message::Accept => PeerMessage::Accept { token: self.token.clone() },
+            Message::Prepared => PeerMessage::Prepared { image: image() },
+            Message::Running => {
+                PeerMessage::Running { job: self.id, images: self.keep_images.then(image) }
+            }
+            Message::Refuse => PeerMessage::Refuse { chain: chain(), image: None },
+            Message::Kept => {
+                let text = format!(
+                    "{}; restart it with: ulpm_restart {}",
+                    chain().join(": "),
+                    self.image.display()
+                );
+                // Whoever asks later is told the same.
+                self.shared.arrived_finished(&self.token, Finished { status: None, text });
+                PeerMessage::Refuse { chain: chain(), image: Some(image()) }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Completes the generation, starts `ulpm_restart`, and waits until every process waits for its thaw.
+    async fn rebuild(&mut self) -> Result<(), TargetEvent> {
+        // A complete generation, so that it can be restarted by hand if it comes to that.
+        if let (Some(coming), Some(manifest)) = (self.coming.take(), self.manifest.take()) {
+            let keep = self.keep_images;
+            let finish =
+                tokio::task::spawn_blocking(move || coming.partial.finish(&manifest, keep));
+            self.image = match finish.await {
+                Ok(Ok(image)) => image,
+                Ok(Err(error)) => return Err(self.because(error.into(), TargetEvent::Failed)),
+                Err(error) => {
+                    return Err(self.because(Refused::Record(error.into()), TargetEvent::Failed));
+                }
+            };
+        }
+        self.id = match self.shared.state.next_id() {
+            Ok(id) => id,
+            Err(error) => {
+                return Err(self.because(Refused::Record(error), TargetEvent::Failed));
+            }
+        };
+        // The images become durable while the job is rebuilt from them; the source waits for both.
+        let files = std::mem::take(&mut self.files);
+        let durable =
+            tokio::task::spawn_blocking(move || files.iter().try_for_each(File::sync_all));
+        let rebuilt = self.restart().await;
+        let durable = durable.await.unwrap_or_else(|error| Err(error.into()));
+        rebuilt?;
+        durable.map_err(|error| self.because(Refused::Durable(error), TargetEvent::Failed))
+    }
+
+    fn remove_image(&self) {
+        generation::remove(&self.image);
+        if let Some(parent) = self.image.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+
+    /// What remains to be done for a job that goes on here.
+    fn goes_on(self) {
+        tracing::info!("job {} goes on here as job {}", self.name, self.id);
+        if !self.keep_images {
+            tokio::task::spawn_blocking(move || self.remove_image());
+        }
+    }
+
+    /// Starts `ulpm_restart`, and waits until every process waits for its thaw.
+    async fn restart(&mut self) -> Result<(), TargetEvent> {
+        let (ready, is_ready) = oneshot::channel();
+        self.shared.expect_hold(&self.token, Hold { id: self.id, ready });
+        let output = self.shared.state.output(self.id);
+        let mut child = match self.spawn_restart(&output) {
+            Ok(child) => child,
+            Err(error) => {
+                return Err(self.because(Refused::Spawn(error.into()), TargetEvent::Failed));
+            }
+        };
+        let said = || {
+            let text = std::fs::read(&output).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).trim().replace('\n', ": ");
+            let tail: String = text.chars().rev().take(2000).collect();
+            tail.chars().rev().collect::<String>()
+        };
+        let timeout = tokio::time::sleep(crate::job::RESTART_TIMEOUT + Duration::from_secs(10));
+        tokio::pin!(timeout);
+        let peer = &mut self.peer;
+        let interrupted = async {
+            match peer {
+                Some(peer) => peer.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let failed = tokio::select! {
+            biased;
+            ready = is_ready => ready.err().map(|_| Ok(Refused::Restart(said()))),
+            status = child.wait() => {
+                let status =
+                    status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                Some(Ok(Refused::Restart(format!("ulpm_restart ended with {status}: {}", said()))))
+            }
+            message = interrupted => Some(Err(message)),
+            () = &mut timeout => {
+                Some(Ok(Refused::Restart(format!("it took too long: {}", said()))))
+            }
+        };
+        if failed.is_some() {
+            // If it lives it cannot do anything useful any more.
+            let _ = child.start_kill();
+        }
+        tokio::spawn(async move {
+            let _ = child.wait().await;
+        });
+        match failed {
+            None => Ok(()),
+            Some(Ok(why)) => Err(self.because(why, TargetEvent::Failed)),
+            Some(Err(message)) => Err(self.interrupted(message)),
+        }
+    }
+
+    fn spawn_restart(&self, output: &Path) -> io::Result<tokio::process::Child> {
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
+        let log = options.open(output)?;
+        let log2 = log.try_clone()?;
+        let program = place::find("ulpm_restart").map_err(io::Error::other)?;
+        tokio::process::Command::new(program)
+            .arg("-c")
+            .arg(&self.shared.socket)
+            .arg("--hold")
+            .arg(&self.token)
+            .args(self.force.then_some("--force"))
+            .arg("-d")
+            .arg(&self.ckpt_dir)
+            .arg(&self.image)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(log2)
+            .process_group(0)
+            .env_remove("LD_PRELOAD")
+            .env_remove("ULPM_JOB")
+            .spawn()
+    }
+}
+
+fn begin(offer: &Offer) -> Result<(Partial, PathBuf), Refused> {
+    ulpm_control::manifest::check_name(&offer.name).map_err(Refused::Manifest)?;
+    let wanted = offer.policy.ckpt_dir.clone();
+    let (partial, dir) = match (Partial::create(&wanted, &offer.name), place::ckpt_dir()) {
+        (Ok(partial), _) => (partial, wanted),
+        (Err(_), Some(dir)) => (Partial::create(&dir, &offer.name)?, dir),
+        (Err(error), None) => return Err(error.into()),
+    };
+    check_disk(partial.dir(), offer.bytes)?;
+    Ok((partial, dir))
+}
+
+fn random_token() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
