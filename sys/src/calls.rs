@@ -727,8 +727,12 @@ pub struct PollFd {
 
 /// `POLLIN`.
 pub const POLLIN: i16 = 1;
+/// `POLLPRI`.
+pub const POLLPRI: i16 = 2;
+/// `POLLOUT`.
+pub const POLLOUT: i16 = 4;
 /// `POLLHUP`.
-pub const POLLHUP: i16 = 0x10;
+pub const POLLHUP: i16 = 16;
 
 /// Waits for descriptors; a negative timeout waits forever.
 ///

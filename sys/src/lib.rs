@@ -12,6 +12,7 @@ mod calls;
 mod errno;
 pub mod fmt;
 pub mod proc;
+pub mod pty;
 pub mod signal;
 pub mod socket;
 
