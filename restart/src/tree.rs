@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ulpm_image::meta::{Process, Zombie};
 use ulpm_protocol::restart::RestartInfo;
 use ulpm_protocol::table::{SlotState, Table};
-use ulpm_sys::Limit;
 use ulpm_sys::signal::Action;
+use ulpm_sys::{Limit, pty};
 
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
@@ -270,6 +270,11 @@ impl<'a> Tree<'a> {
             if unsafe { libc::setsid() } < 0 {
                 return Err(last("make a session"));
             }
+            // Its children inherit it.
+            if let Some(tty) = self.objects.controlling(process.pid) {
+                pty::make_controlling(tty)
+                    .map_err(|errno| format!("cannot take its controlling terminal: {errno}"))?;
+            }
         } else if process.pgid == process.pid {
             ulpm_sys::setpgid(0, 0).map_err(|errno| format!("cannot lead a group: {errno}"))?;
         }
@@ -282,17 +287,9 @@ impl<'a> Tree<'a> {
         self.meeting.arrive(&self.meeting.created);
         self.meeting.wait_for(&self.meeting.created, self.images.len());
         self.join_group(process)?;
-        if self.foreground
-            && process.foreground
-            && process.sid_outside
-            && process.pgid == process.pid
-            && let Some(tty) = terminal()
-        {
-            // SIGTTOU is blocked. A terminal that refuses is as good as none.
-            let _ = nix::unistd::tcsetpgrp(&tty, nix::unistd::getpgrp());
-        }
         self.meeting.arrive(&self.meeting.grouped);
         self.meeting.wait_for(&self.meeting.grouped, self.images.len());
+        self.give_foreground(index);
         if let Some(helper) = helper {
             // SAFETY: it is our child, and waits for nothing else.
             unsafe {
@@ -410,6 +407,34 @@ impl<'a> Tree<'a> {
             return Ok(());
         }
         ulpm_sys::setpgid(0, real).map_err(|errno| format!("cannot join group {group}: {errno}"))
+    }
+
+    /// Puts the group in the foreground that was there: of the terminal that the process's session controls, or
+    /// of the one that we have been given.
+    ///
+    /// SIGTTOU is blocked. A terminal that refuses is as good as none; so is a group that is gone.
+    fn give_foreground(&self, index: usize) {
+        let process = &self.images[index].meta.process;
+        if let Some(tty) = self.objects.controlling(process.pid) {
+            let mut masters = self.images.iter().flat_map(|image| &image.meta.masters);
+            if let Some(master) = masters.find(|master| master.session == process.pid) {
+                let _ = pty::set_foreground(tty, self.table.real_of(master.foreground));
+            }
+        }
+        // One of a group does it, also when its leader is dead.
+        let is_first = || {
+            let mut others = self.images.iter().map(|image| &image.meta.process);
+            others.position(|other| other.pgid == process.pgid) == Some(index)
+        };
+        if self.foreground
+            && process.foreground
+            && process.sid_outside
+            && !process.pgid_outside
+            && is_first()
+            && let Some(tty) = terminal()
+        {
+            let _ = nix::unistd::tcsetpgrp(&tty, nix::unistd::getpgrp());
+        }
     }
 
     fn set_attributes(&self, index: usize) -> Result<(), String> {

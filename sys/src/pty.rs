@@ -378,11 +378,10 @@ impl Pty {
     /// Those of reading; what was taken out before stays so.
     pub fn take_input(&self, part: &mut dyn FnMut(&[u8], bool)) -> Result<(), Errno> {
         let mut buffer = [0; QUEUE];
-        if self.modes.canonical() {
-            while events(self.slave).input {
-                let len = read(self.slave, &mut buffer)?;
-                part(&buffer[..len], true);
-            }
+        // What is under way comes in before it is seen that nothing is there: under the modes for which it was meant.
+        while events(self.slave).input {
+            let len = read(self.slave, &mut buffer)?;
+            part(&buffer[..len], self.modes.canonical());
         }
         // An unfinished line can be read only where there are no lines. With no line and no time to wait
         // for, a read returns what there is.

@@ -32,6 +32,10 @@ pub mod description_kind {
     pub const FIFO: u32 = 5;
     /// A socket: the [`Socket`](super::Socket) with this `inode` says what it is.
     pub const SOCKET: u32 = 8;
+    /// The master of a pseudo-terminal: a [`Master`](super::Master) with `inode` as its index has what is in it.
+    pub const MASTER: u32 = 9;
+    /// A slave or `/dev/tty`: a [`Terminal`](super::Terminal) says which.
+    pub const TERMINAL: u32 = 10;
 }
 
 record! {

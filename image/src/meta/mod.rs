@@ -7,9 +7,11 @@ use crate::wire::{Reader, Wire, record};
 
 mod descriptors;
 mod sockets;
+mod terminals;
 
 pub use descriptors::*;
 pub use sockets::*;
+pub use terminals::*;
 
 record! {
 /// The process as a whole.
@@ -233,6 +235,10 @@ pub struct Meta {
     pub deleted: Vec<DeletedFile>,
     /// Named pipes that this process saved.
     pub fifos: Vec<Fifo>,
+    /// Pseudo-terminals that this process saved.
+    pub masters: Vec<Master>,
+    /// Terminals that it has open.
+    pub terminals: Vec<Terminal>,
     /// Children that have ended.
     pub zombies: Vec<Zombie>,
     /// Resource limits by number.
@@ -314,6 +320,8 @@ sections! {
     12 pending,
     13 deleted,
     21 sockets,
+    25 masters,
+    26 terminals,
     27 fifos,
 }
 

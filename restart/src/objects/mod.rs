@@ -9,6 +9,7 @@
 mod file;
 mod pipe;
 mod socket;
+mod terminal;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use ulpm_image::meta::{Description, Region, description_kind, region_flag, region_kind};
 
+use self::terminal::Terminals;
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
 use crate::path_map::PathMap;
@@ -47,9 +49,14 @@ pub struct Objects {
     /// The first descriptor number that no process uses.
     pub base: RawFd,
     descriptions: HashMap<u64, RawFd>,
+    /// Slaves, by the id of the process whose controlling terminal they become.
+    controlling: HashMap<i32, RawFd>,
     /// For each image, by its place, and each of its regions, by its own.
     backings: Vec<Vec<Backing>>,
 }
+
+/// Descriptions by their ids, and controlling terminals by the ids of those who lead their sessions.
+type Made = (HashMap<u64, RawFd>, HashMap<i32, RawFd>);
 
 struct Builder<'a> {
     base: RawFd,
@@ -92,14 +99,20 @@ impl Objects {
                 image.meta.regions.iter().map(|region| builder.backing(image, region)).collect()
             })
             .collect::<Result<_, _>>()?;
-        let descriptions = builder.descriptions(outside)?;
-        Ok(Self { base, descriptions, backings })
+        let (descriptions, controlling) = builder.descriptions(outside)?;
+        Ok(Self { base, descriptions, controlling, backings })
     }
 
     /// The descriptor that stands for a description.
     #[must_use]
     pub fn description(&self, id: u64) -> Option<RawFd> {
         self.descriptions.get(&id).copied()
+    }
+
+    /// The terminal that a leader of a session is to control.
+    #[must_use]
+    pub fn controlling(&self, pid: i32) -> Option<RawFd> {
+        self.controlling.get(&pid).copied()
     }
 
     /// All descriptors.
@@ -115,7 +128,8 @@ impl Objects {
             .collect();
         objects.sort_unstable();
         objects.dedup();
-        objects.into_iter().chain(self.descriptions.values().copied())
+        let others = self.descriptions.values().chain(self.controlling.values());
+        objects.into_iter().chain(others.copied())
     }
 
     /// What the regions of an image are mapped from.
@@ -255,8 +269,9 @@ impl Builder<'_> {
         Ok(fd)
     }
 
-    fn descriptions(&mut self, outside: Outside) -> Result<HashMap<u64, RawFd>, RestartError> {
+    fn descriptions(&mut self, outside: Outside) -> Result<Made, RestartError> {
         let mut found = HashMap::new();
+        let terminals = Terminals::make(self.images)?;
         let mut sockets = Sockets::collect(self.images, outside);
         sockets.make()?;
         let mut pipes: HashMap<u64, [pipe::PipeEnd; 2]> = HashMap::new();
@@ -274,7 +289,13 @@ impl Builder<'_> {
                 let fd = match description.kind {
                     description_kind::PIPE => self.pipe_end(&mut pipes, description)?,
                     description_kind::SOCKET => sockets.description(description)?,
-                    description_kind::STREAM => file::stream(description)?,
+                    description_kind::MASTER => terminals.master(description)?,
+                    description_kind::TERMINAL => terminals.slave(description)?,
+                    // The launcher's may be gone, and its name be one of the job's own by now.
+                    description_kind::STREAM => match terminals.own(description)? {
+                        Some(slave) => slave,
+                        None => file::stream(description)?,
+                    },
                     description_kind::DELETED => self.deleted(description)?,
                     _ => self.open(image, description)?,
                 };
@@ -282,7 +303,11 @@ impl Builder<'_> {
             }
         }
         sockets.fill(&found)?;
-        Ok(found)
+        let mut controlling = HashMap::new();
+        for (pid, slave) in terminals.finish()? {
+            controlling.insert(pid, lift(slave, self.base)?);
+        }
+        Ok((found, controlling))
     }
 
     /// The process of the job to which a file below /proc/PID belongs: it can be opened when that

@@ -1,6 +1,12 @@
-//! Programs on a terminal. The terminal is made by script(1).
+//! Terminals: those that a job makes itself, and programs on one that script(1) has made.
 
-use ulpm_tests::{Guest, Lab, Result, ensure};
+use ulpm_tests::{Guest, Lab, Program, Result, ensure};
+
+use crate::whole_life;
+
+whole_life! {
+    pseudo_terminals => Program::guest("terminals", 200);
+}
 
 /// Starts `line` on a terminal of its own.
 fn on_terminal<'lab>(lab: &'lab Lab, host: usize, name: &str, line: &str) -> Result<Guest<'lab>> {

@@ -7,6 +7,7 @@
 mod file;
 mod pipe;
 mod socket;
+mod terminal;
 
 use alloc::vec::Vec;
 
@@ -86,6 +87,9 @@ fn collect_from(
             save(subject, &open, &description, &mut sockets, meta)?;
         }
         if !meta.descriptions.iter().any(|known| known.id == description.id) {
+            if description.kind == kind::STREAM {
+                terminal::save(&open, &description, meta);
+            }
             meta.descriptions.push(description);
         }
     }
@@ -138,10 +142,7 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
     }
     description.kind = match status.mode & mode::TYPE {
         mode::REGULAR | mode::DIRECTORY => file::kind(open)?,
-        mode::CHARACTER if open.path.ends_with(b"/ptmx") => {
-            return Err(cannot(open, "is the master of a pseudo-terminal"));
-        }
-        mode::CHARACTER => kind::FILE,
+        mode::CHARACTER => terminal::kind(open)?,
         mode::FIFO => pipe::kind(open),
         mode::SOCKET => socket::kind(open)?,
         _ if open.path.starts_with(b"anon_inode:") => {
@@ -151,6 +152,9 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
     };
     if description.kind == kind::FIFO {
         description.position = pipe::hung_up(open);
+    }
+    if description.kind == kind::MASTER {
+        description.inode = terminal::index(open)?;
     }
     description.id = identity(subject, task, open)?;
     Ok(description)
@@ -168,6 +172,11 @@ fn save(
         kind::SOCKET => socket::save(subject, open, description, sockets, meta),
         kind::PIPE | kind::FIFO => pipe::save(subject, open, description, meta),
         kind::DELETED => file::save(subject, open, meta),
+        kind::MASTER => terminal::save_master(subject, open, meta),
+        kind::TERMINAL => {
+            terminal::save(open, description, meta);
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
