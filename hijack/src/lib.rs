@@ -24,6 +24,7 @@ mod capture;
 mod critical;
 mod freeze;
 mod heap;
+mod locks;
 mod manager;
 mod next;
 mod private;

@@ -321,6 +321,7 @@ impl Manager {
     fn thaw(&mut self) {
         if core::mem::take(&mut self.restored) != 0 {
             // If this stops us, it returns when the next freeze has begun: what that holds stays held.
+            crate::locks::take_all(self.own, &self.table);
             crate::restart::before_first_thaw();
             freeze::thaw(self.own, 0);
         } else if let Some(frozen) = self.frozen.take() {

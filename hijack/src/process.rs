@@ -35,7 +35,8 @@ pub(crate) struct PerProcess {
     pub(crate) thaw: AtomicU32,
     /// 1 if a thread sent a signal to another during the freeze, before it stopped itself.
     pub(crate) late_signal: AtomicU32,
-    /// 1 while stopped threads are to take such signals: `thaw` changes, and they go on waiting.
+    /// Not 0 while stopped threads are to do something, take such signals for one: `thaw` changes, and they go on
+    /// waiting.
     pub(crate) collecting: AtomicU32,
     /// How many have.
     pub(crate) collected: AtomicU32,

@@ -53,6 +53,9 @@ pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> 
     own.thawed_epoch.store(0, Ordering::Relaxed);
     own.stopped.store(0, Ordering::Relaxed);
     threads::forget_restored();
+    if let Some(table) = process::table() {
+        crate::locks::announce(&table);
+    }
 
     let pid = process::virtual_pid(own);
     let mut leader = None;

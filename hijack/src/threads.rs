@@ -242,8 +242,12 @@ pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
             let _ = ulpm_sys::futex_wait(&own.thaw, now, None);
         } else if own.collecting.load(Ordering::Acquire) != 0 {
             seen = now;
-            // SAFETY: as above.
-            take_pending(unsafe { &mut *stopped });
+            if own.collecting.load(Ordering::Acquire) == LOCKS {
+                crate::locks::take();
+            } else {
+                // SAFETY: as above.
+                take_pending(unsafe { &mut *stopped });
+            }
             own.collected.fetch_add(1, Ordering::AcqRel);
             ulpm_sys::futex_wake_all(&own.collected);
         } else {
@@ -261,8 +265,22 @@ pub(crate) fn collect_late_signals(own: &PerProcess, until: i64) -> bool {
 /// The same, whether a thread has said that there are any or not. Only while all stand still.
 pub(crate) fn collect_all_signals(own: &PerProcess, until: i64) -> bool {
     let count = u32::try_from(stopped(own).count()).unwrap_or(u32::MAX);
+    have_done(own, SIGNALS, count, until)
+}
+
+/// Has the threads of a restarted process take its file locks, up to `until`; false if not all have come.
+pub(crate) fn have_locks_taken(own: &PerProcess, until: i64) -> bool {
+    have_done(own, LOCKS, own.stopped.load(Ordering::Acquire), until)
+}
+
+/// What stopped threads are to do: `PerProcess::collecting`.
+const SIGNALS: u32 = 1;
+const LOCKS: u32 = 2;
+
+/// Has `count` stopped threads do something, up to `until` (monotonic ns); false if not all have.
+fn have_done(own: &PerProcess, what: u32, count: u32, until: i64) -> bool {
     own.collected.store(0, Ordering::Relaxed);
-    own.collecting.store(1, Ordering::Release);
+    own.collecting.store(what, Ordering::Release);
     own.thaw.fetch_add(1, Ordering::AcqRel);
     ulpm_sys::futex_wake_all(&own.thaw);
     let all = wait_for(&own.collected, count, until);

@@ -108,6 +108,8 @@ pub struct Header {
     socket: [u8; 256],
     preload: [u8; 1024],
     path: [u8; 1024],
+    /// Restarted processes that have not taken their file locks again: no member goes on before all have.
+    pub without_locks: AtomicU32,
 }
 
 /// What a slot holds.

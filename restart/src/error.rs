@@ -47,6 +47,10 @@ pub enum RestartError {
         "{} was a named pipe and is none now: put it out of the way, or name another place with --map-path", path.display()
     )]
     NoFifo { path: PathBuf },
+    #[error(
+        "process {pid} held a lock on {}, which {holder} holds now: end that, or wait for it", path.display()
+    )]
+    Locked { pid: i32, path: PathBuf, holder: String },
     #[error("cannot {what}")]
     System { what: &'static str, source: io::Error },
     #[error("process {pid} could not be rebuilt: {text}")]
@@ -80,6 +84,7 @@ impl RestartError {
             Self::Unfit { .. }
             | Self::Changed { .. }
             | Self::NoFifo { .. }
+            | Self::Locked { .. }
             | Self::Cpu(_)
             | Self::Room { .. } => exit::CONFIG,
             Self::Open { .. } => exit::NO_PERMISSION,

@@ -10,6 +10,7 @@
 
 pub mod error;
 pub mod image_file;
+pub mod locks;
 pub mod objects;
 pub mod options;
 pub mod path_map;

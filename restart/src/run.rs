@@ -22,6 +22,7 @@ use ulpm_sys::arch::xsave::Layout;
 
 use crate::error::RestartError;
 use crate::image_file::ImageFile;
+use crate::locks;
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::path_map::PathMap;
@@ -54,6 +55,10 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         check_processor(&checkpoint)?;
     }
     let objects = Objects::create(&checkpoint.images, &paths, options.outside_sockets)?;
+    if options.hold.is_none() {
+        // One that is moved may hold its locks until it has ended on the other host.
+        locks::check(&checkpoint.images, &paths)?;
+    }
     if options.check {
         let count = checkpoint.images.len();
         println!("{}: {count} processes can be restarted here", checkpoint.name);

@@ -225,6 +225,62 @@ pub fn fcntl(fd: i32, command: i32, argument: usize) -> Result<i32, Errno> {
     check(unsafe { syscall(nr::FCNTL, [word(fd), word(command), argument, 0, 0, 0]) }).map(int)
 }
 
+/// `F_GETSIG`.
+pub const F_GETSIG: i32 = 11;
+/// `F_SETSIG`.
+pub const F_SETSIG: i32 = 10;
+/// `F_SETLEASE`.
+pub const F_SETLEASE: i32 = 1024;
+
+/// Takes a lock of flock(2), not waiting.
+///
+/// # Errors
+///
+/// AGAIN: others hold it. NOLCK.
+pub fn flock(fd: i32, write: bool) -> Result<(), Errno> {
+    // LOCK_SH or LOCK_EX, and LOCK_NB
+    let operation = if write { 2 } else { 1 } | 4;
+    // SAFETY: no memory is involved.
+    check(unsafe { syscall(nr::FLOCK, [word(fd), operation, 0, 0, 0, 0]) }).map(drop)
+}
+
+/// Takes a lock of fcntl(2) on the bytes from a first to a last one, not waiting; the highest number stands for
+/// the end of the file, wherever that is.
+///
+/// # Errors
+///
+/// AGAIN, ACCES: others hold it. BADF: the descriptor is not open for that. NOLCK.
+pub fn lock_range(
+    fd: i32,
+    of_description: bool,
+    write: bool,
+    [start, end]: [u64; 2],
+) -> Result<(), Errno> {
+    /// `struct flock` of a 64-bit kernel.
+    #[repr(C)]
+    struct Flock {
+        kind: i16,
+        whence: i16,
+        start: i64,
+        len: i64,
+        pid: i32,
+    }
+    const F_SETLK: i32 = 6;
+    const F_OFD_SETLK: i32 = 37;
+    let len = if end == u64::MAX { 0 } else { (end - start).saturating_add(1) };
+    let lock = Flock {
+        kind: i16::from(write), // F_RDLCK or F_WRLCK
+        whence: 0,
+        start: i64::try_from(start).unwrap_or(i64::MAX),
+        len: i64::try_from(len).unwrap_or(0),
+        pid: 0,
+    };
+    let command = if of_description { F_OFD_SETLK } else { F_SETLK };
+    let at = (&raw const lock).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::FCNTL, [word(fd), word(command), at, 0, 0, 0]) }).map(drop)
+}
+
 /// `F_SETFL`.
 pub const F_SETFL: i32 = 4;
 /// `F_SETPIPE_SZ`.

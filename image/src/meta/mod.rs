@@ -6,10 +6,12 @@ use crate::ImageError;
 use crate::wire::{Reader, Wire, record};
 
 mod descriptors;
+mod files;
 mod sockets;
 mod terminals;
 
 pub use descriptors::*;
+pub use files::*;
 pub use sockets::*;
 pub use terminals::*;
 
@@ -239,6 +241,8 @@ pub struct Meta {
     pub masters: Vec<Master>,
     /// Terminals that it has open.
     pub terminals: Vec<Terminal>,
+    /// File locks, as far as descriptors lead to them.
+    pub locks: Vec<Lock>,
     /// Children that have ended.
     pub zombies: Vec<Zombie>,
     /// Resource limits by number.
@@ -323,6 +327,7 @@ sections! {
     25 masters,
     26 terminals,
     27 fifos,
+    28 locks,
 }
 
 impl Meta {

@@ -14,6 +14,7 @@ whole_life! {
     file_without_a_name => Program::guest("files", 200).arg("nameless");
     pipes => Program::guest("pipes", 200);
     packets => Program::guest("packets", 200);
+    locks => Program::guest("locks", 150);
     named_pipes => Program::guest("fifos", 200);
 }
 
@@ -55,6 +56,30 @@ fn named_pipe_that_is_gone_is_made_again() -> Result {
         said.failure(&["both", "named pipe"])?;
         fs::remove_file(guest.dir.join("both"))?;
         let guest = lab.restart(&guest, &checkpoint.path)?;
+        guest.set_free()?;
+        guest.finish()?.expect_code(0)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn lock_that_somebody_else_holds_now() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("locks", 20))?;
+        guest.set_limit(5)?;
+        guest.wait_step(5)?;
+        let checkpoint = lab.checkpoint_and_kill(&guest)?;
+        let path = checkpoint.path.to_string_lossy().into_owned();
+        let file = fs::File::open(guest.dir.join("alone"))?;
+        file.lock_shared()?;
+        lab.tool(0, "ulpm_restart", &[&path])?.failure(&["alone", "lock"])?;
+        lab.tool(0, "ulpm_restart", &["--check", &path])?.failure(&["alone", "lock"])?;
+        file.unlock()?;
+        let guest = lab.restart(&guest, &checkpoint.path)?;
+        // The job has them again: a second copy of it cannot.
+        guest.set_limit(7)?;
+        guest.wait_step(7)?;
+        lab.tool(0, "ulpm_restart", &[&path])?.failure(&["lock"])?;
         guest.set_free()?;
         guest.finish()?.expect_code(0)?;
         Ok(())

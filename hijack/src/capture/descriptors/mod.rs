@@ -5,6 +5,7 @@
 //! the state of a description, in the one process that was elected for it.
 
 mod file;
+mod lock;
 mod pipe;
 mod socket;
 mod terminal;
@@ -21,7 +22,7 @@ use ulpm_sys::{FileStatus, mode, oflag};
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
-use crate::threads;
+use crate::{locks, threads};
 
 /// The election of the process that saves a description.
 const DESCRIPTION: u64 = 1;
@@ -34,6 +35,8 @@ struct Open {
     flags: u32,
     position: u64,
     path: Vec<u8>,
+    /// Whether it, or the process through it, holds file locks.
+    locked: bool,
 }
 
 impl Drop for Open {
@@ -71,6 +74,7 @@ fn collect_from(
         numbers.extend(decimal(name).and_then(|fd| i32::try_from(fd).ok()));
     }
     numbers.sort_unstable();
+    locks::forget();
     let mut sockets = socket::Context::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
@@ -83,6 +87,9 @@ fn collect_from(
         // The first to come across a description saves its state.
         let elected = description.id == own_number(task, fd)
             && !meta.descriptions.iter().any(|known| known.id == description.id);
+        if open.locked {
+            lock::collect(task, &open, description.id, meta)?;
+        }
         if elected {
             save(subject, &open, &description, &mut sockets, meta)?;
         }
@@ -112,6 +119,8 @@ fn open_again(task: i32, pidfd: i32, fd: i32) -> Result<Open, Failed> {
             .unwrap_or(0),
         position: value(info, b"pos:").and_then(decimal).unwrap_or(0),
         path: Vec::new(),
+        // The first of them stands near the beginning.
+        locked: value(info, b"lock:").is_some(),
     };
     open.status = ulpm_sys::fstat(ours).map_err(failed)?;
     let link = Text::<64>::path(format_args!("/proc/self/task/{task}/fd/{fd}"));
