@@ -6,8 +6,6 @@
 //! and asks again. A thread that waits for a child may be stopped in the wait itself, where the name is
 //! in a register and can be exchanged.
 
-use core::ffi::c_int;
-
 use ulpm_sys::arch::{UserContext, nr};
 use ulpm_sys::signal;
 
@@ -27,7 +25,7 @@ const PATIENCE: u64 = 25;
 ///
 /// No value with a destructor may be alive in it: a cancellation or a longjmp leaves without coming back.
 /// The mark that stays behind then means nothing once the stack is used above it.
-pub(crate) fn holding_name(call: impl FnOnce() -> c_int) -> c_int {
+pub(crate) fn holding_name<R>(call: impl FnOnce() -> R) -> R {
     let slot = thread_slot();
     // SAFETY: the slot is the thread's own.
     unsafe {

@@ -14,6 +14,7 @@ use ulpm_sys::{Errno, SigEvent, TimerSpec, Timespec, oflag, pr, signal};
 
 use crate::capture::text::{Lines, read_file};
 use crate::capture::unsupported;
+use crate::critical::holding_name;
 use crate::freeze::Failed;
 use crate::next::next;
 use crate::process::{self, PerProcess};
@@ -365,8 +366,37 @@ pub(crate) fn arm() {
 }
 
 next! {
+    TIMER_CREATE = c"timer_create":
+        unsafe extern "C" fn(c_int, *const SigEvent, *mut isize) -> c_int;
     TIMER_SETTIME = c"timer_settime":
         unsafe extern "C" fn(isize, c_int, *const TimerSpec, *mut TimerSpec) -> c_int;
+}
+
+/// `timer_create`. Reason: a *name*: the thread that is to be told.
+///
+/// # Safety
+///
+/// As the manual page demands.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn timer_create(
+    clock: c_int,
+    event: *const SigEvent,
+    timer: *mut isize,
+) -> c_int {
+    // SAFETY: the caller vouches for the arguments.
+    unsafe {
+        let create = |event| TIMER_CREATE.get()(clock, event, timer);
+        match event.as_ref() {
+            Some(named) if process::is_restarted() && named.notify == SIGEV_THREAD_ID => {
+                holding_name(|| {
+                    let mut event = *named;
+                    event.tid = threads::real_tid(named.tid);
+                    create(&raw const event)
+                })
+            }
+            _ => create(event),
+        }
+    }
 }
 
 /// `timer_settime`. Reason: a *fact*: whether the time is one of day, which passes while a program is saved.

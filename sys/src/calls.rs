@@ -288,6 +288,93 @@ pub const F_SETPIPE_SZ: i32 = 1031;
 /// `F_GETPIPE_SZ`.
 pub const F_GETPIPE_SZ: i32 = 1032;
 
+/// `F_SETOWN_EX`.
+const F_SETOWN_EX: i32 = 15;
+/// `F_GETOWN_EX`.
+const F_GETOWN_EX: i32 = 16;
+/// `F_SETSIG`.
+pub const F_SETSIG: i32 = 10;
+/// `F_GETSIG`.
+pub const F_GETSIG: i32 = 11;
+
+/// `struct f_owner_ex` (include/uapi/asm-generic/fcntl.h): who is told that a descriptor is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Owner {
+    /// `F_OWNER_TID` (0), `F_OWNER_PID` (1) or `F_OWNER_PGRP` (2).
+    pub kind: i32,
+    /// Thread, process or group; 0 for none.
+    pub id: i32,
+}
+
+/// Who is told that a descriptor is ready.
+///
+/// # Errors
+///
+/// BADF.
+pub fn owner(fd: i32) -> Result<Owner, Errno> {
+    let mut owner = Owner::default();
+    let at = core::ptr::from_mut(&mut owner).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::FCNTL, [word(fd), word(F_GETOWN_EX), at, 0, 0, 0]) }).map(|_| owner)
+}
+
+/// Has `owner` be told that a descriptor is ready.
+///
+/// # Errors
+///
+/// SRCH.
+pub fn set_owner(fd: i32, owner: Owner) -> Result<(), Errno> {
+    let at = core::ptr::from_ref(&owner).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::FCNTL, [word(fd), word(F_SETOWN_EX), at, 0, 0, 0]) }).map(drop)
+}
+
+/// A set of processors, of which 1024 are told apart, as libc does.
+pub type Processors = [u64; 16];
+
+/// Where a thread may run; 0 is the calling one.
+///
+/// # Errors
+///
+/// SRCH. INVAL: this machine may have more processors.
+pub fn affinity(tid: i32) -> Result<Processors, Errno> {
+    let mut set: Processors = [0; 16];
+    let at = set.as_mut_ptr().addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::SCHED_GETAFFINITY, [word(tid), size_of_val(&set), at, 0, 0, 0]) })
+        .map(|_| set)
+}
+
+/// Lets a thread run on those of these processors that there are.
+///
+/// # Errors
+///
+/// INVAL: there is none of them, and nothing has changed.
+pub fn set_affinity(tid: i32, set: &Processors) -> Result<(), Errno> {
+    let at = set.as_ptr().addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::SCHED_SETAFFINITY, [word(tid), size_of_val(set), at, 0, 0, 0]) })
+        .map(drop)
+}
+
+/// I/O priority of a thread; 0 is the calling one. It is 0 for one that has not set any.
+#[must_use]
+pub fn io_priority(tid: i32) -> usize {
+    // SAFETY: no memory is involved. 1 is IOPRIO_WHO_PROCESS.
+    check(unsafe { syscall(nr::IOPRIO_GET, [1, word(tid), 0, 0, 0, 0]) }).unwrap_or(0)
+}
+
+/// Sets the calling thread's I/O priority.
+///
+/// # Errors
+///
+/// PERM.
+pub fn set_io_priority(priority: usize) -> Result<(), Errno> {
+    // SAFETY: no memory is involved. 1 is IOPRIO_WHO_PROCESS.
+    check(unsafe { syscall(nr::IOPRIO_SET, [1, 0, priority, 0, 0, 0]) }).map(drop)
+}
+
 /// Makes a file's content durable.
 ///
 /// # Errors
@@ -660,6 +747,7 @@ pub mod pr {
     pub const SET_NO_NEW_PRIVS: usize = 38;
     pub const GET_NO_NEW_PRIVS: usize = 39;
     pub const GET_TID_ADDRESS: usize = 40;
+    pub const GET_THP_DISABLE: usize = 42;
     pub const SET_MM_MAP: usize = 14;
     pub const TIMER_CREATE_RESTORE_IDS: usize = 77;
 }

@@ -205,6 +205,8 @@ int main(int argc, char **argv)
         timer_t other = make(CLOCK_MONOTONIC, SIGEV_NONE, 0, NULL);
         CHECK(number(other) > number(unarmed));
         CHECK_EQ(timer_delete(other), 0);
+        other = make(CLOCK_MONOTONIC, SIGEV_THREAD_ID, SIGRTMIN + TID, NULL);
+        CHECK_EQ(timer_delete(other), 0);
         guest_step(i);
     }
     stop = 1;

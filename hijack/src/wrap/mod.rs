@@ -8,11 +8,13 @@
     reason = "what a caller has to keep stands in the manual page of the function of that name"
 )]
 
+mod descriptors;
 mod exec;
 pub(crate) mod fork;
 pub(crate) mod names;
 mod paths;
 mod pthread;
+mod raw;
 mod scheduling;
 pub(crate) mod shell;
 mod signals;

@@ -48,8 +48,24 @@ pub(super) fn virt(real: c_int) -> c_int {
     }
 }
 
+/// The real id behind that of a process or a thread.
+pub(super) fn real_task(virt: c_int) -> c_int {
+    match threads::real_tid(virt) {
+        same if same == virt => real(virt),
+        thread => thread,
+    }
+}
+
+/// The id by which the program knows a real process or thread.
+pub(super) fn virt_task(real: c_int) -> c_int {
+    match threads::virtual_tid(real) {
+        same if same == real => virt(real),
+        thread => thread,
+    }
+}
+
 /// The same for a process group. It is 0 if the group lies in another pid namespace.
-fn virt_group(real: c_int) -> c_int {
+pub(super) fn virt_group(real: c_int) -> c_int {
     match process::table() {
         Some(table) if real >= 0 && process::is_restarted() => table.virtual_group(real),
         _ => real,
@@ -57,7 +73,7 @@ fn virt_group(real: c_int) -> c_int {
 }
 
 /// The same for a session.
-fn virt_session(real: c_int) -> c_int {
+pub(super) fn virt_session(real: c_int) -> c_int {
     match process::table() {
         Some(table) if real >= 0 && process::is_restarted() => table.virtual_session(real),
         _ => real,
@@ -80,7 +96,7 @@ pub(super) fn user() -> u32 {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn getpid() -> c_int {
+pub(super) extern "C" fn getpid() -> c_int {
     match process::own() {
         // A vfork child answers for itself, though it finds its parent's memory.
         Some(_) if VFORKING.load(Ordering::Relaxed) != 0 => virt(ulpm_sys::getpid()),
@@ -98,22 +114,22 @@ pub(crate) fn parent_pid() -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn getppid() -> c_int {
+pub(super) extern "C" fn getppid() -> c_int {
     holding_name(parent_pid)
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn gettid() -> c_int {
+pub(super) extern "C" fn gettid() -> c_int {
     holding_name(|| threads::virtual_tid(ulpm_sys::gettid()))
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn getpgrp() -> c_int {
+pub(super) extern "C" fn getpgrp() -> c_int {
     holding_name(|| virt_group(ulpm_sys::getpgid(0).unwrap_or(0)))
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn getpgid(pid: c_int) -> c_int {
+pub(super) extern "C" fn getpgid(pid: c_int) -> c_int {
     holding_name(|| libc_result(ulpm_sys::getpgid(real(pid)).map(virt_group)))
 }
 
@@ -123,12 +139,12 @@ extern "C" fn __getpgid(pid: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn getsid(pid: c_int) -> c_int {
+pub(super) extern "C" fn getsid(pid: c_int) -> c_int {
     holding_name(|| libc_result(ulpm_sys::getsid(real(pid)).map(virt_session)))
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn setpgid(pid: c_int, group: c_int) -> c_int {
+pub(super) extern "C" fn setpgid(pid: c_int, group: c_int) -> c_int {
     holding_name(|| libc_result(ulpm_sys::setpgid(real(pid), real_group(group)).map(|()| 0)))
 }
 
@@ -138,12 +154,12 @@ extern "C" fn setpgrp() -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn setsid() -> c_int {
+pub(super) extern "C" fn setsid() -> c_int {
     holding_name(|| libc_result(call(nr::SETSID, [0; 3]).map(virt)))
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn kill(pid: c_int, signal: c_int) -> c_int {
+pub(super) extern "C" fn kill(pid: c_int, signal: c_int) -> c_int {
     holding_name(|| libc_result(call(nr::KILL, [real_or_group(pid), signal, 0])))
 }
 
@@ -157,7 +173,7 @@ extern "C" fn killpg(group: c_int, signal: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn tgkill(pid: c_int, tid: c_int, signal: c_int) -> c_int {
+pub(super) extern "C" fn tgkill(pid: c_int, tid: c_int, signal: c_int) -> c_int {
     holding_name(|| {
         let own = process::own().map_or(0, process::virtual_pid);
         let tid = if pid == own { threads::real_tid(tid) } else { tid };
@@ -177,11 +193,11 @@ unsafe extern "C" fn sigqueue(pid: c_int, signal: c_int, value: u64) -> c_int {
 }
 
 /// Whom `getpriority` and `setpriority` mean: a process, a group, or a user.
-fn real_who(which: c_uint, who: c_uint) -> c_int {
+pub(super) fn real_who(which: c_uint, who: c_uint) -> c_int {
     const PRIO_PROCESS: c_uint = 0;
     const PRIO_PGRP: c_uint = 1;
     match which {
-        PRIO_PROCESS => real(who.cast_signed()),
+        PRIO_PROCESS => real_task(who.cast_signed()),
         PRIO_PGRP => real_group(who.cast_signed()),
         _ => who.cast_signed(),
     }

@@ -4,9 +4,8 @@
 
 use core::ffi::{c_int, c_void};
 
-use super::names;
+use super::names::real_task as real; // A process's id is that of its leading thread.
 use crate::next::next;
-use crate::threads;
 
 next! {
     SCHED_GETAFFINITY = c"sched_getaffinity":
@@ -22,14 +21,6 @@ next! {
         unsafe extern "C" fn(c_int, *mut c_void) -> c_int;
     PRLIMIT64 = c"prlimit64":
         unsafe extern "C" fn(c_int, c_int, *const c_void, *mut c_void) -> c_int;
-}
-
-/// The kernel takes a thread's id in all of these; a process's is that of its leading thread.
-fn real(id: c_int) -> c_int {
-    match threads::real_tid(id) {
-        same if same == id => names::real(id),
-        thread => thread,
-    }
 }
 
 // The caller vouches for the pointers, as the manual pages demand.

@@ -19,7 +19,7 @@ next! {
 }
 
 /// Takes note of what a wait has returned, and gives the child's name.
-fn returned(real: c_int, status: c_int) -> c_int {
+pub(super) fn returned(real: c_int, status: c_int) -> c_int {
     let Some(table) = process::table().filter(|_| real > 0) else { return real };
     let virt = names::virt(real);
     // Neither stopped (0x7f) nor continued (0xffff): it has ended.
@@ -84,7 +84,7 @@ unsafe extern "C" fn wait3(status: *mut c_int, options: c_int, usage: *mut c_voi
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn waitid(
+pub(super) unsafe extern "C" fn waitid(
     which: c_uint,
     id: c_uint,
     info: *mut SigInfo,

@@ -1,0 +1,236 @@
+//! `syscall(2)` of libc, and calls on other processes' memory.
+//!
+//! Reasons: *names* that change after a restart, which reach the kernel here without the function of libc that
+//! is wrapped elsewhere; and io_uring, whose rings nobody can save.
+
+use core::arch::naked_asm;
+use core::ffi::{c_int, c_uint, c_void};
+
+use ulpm_sys::arch::{nr, syscall as kernel};
+use ulpm_sys::{Errno, check};
+
+use super::names::{self, real, real_group, real_or_group, real_task};
+use super::{descriptors, wait};
+use crate::critical::holding_name;
+use crate::{process, set_errno, threads};
+
+/// Numbers of calls that [`translated`] makes.
+const TRANSLATED: [usize; 37] = [
+    nr::GETPID,
+    nr::GETPPID,
+    nr::GETTID,
+    nr::GETPGRP,
+    nr::GETPGID,
+    nr::GETSID,
+    nr::SETPGID,
+    nr::SETSID,
+    nr::KILL,
+    nr::TKILL,
+    nr::TGKILL,
+    nr::RT_SIGQUEUEINFO,
+    nr::RT_TGSIGQUEUEINFO,
+    nr::WAIT4,
+    nr::WAITID,
+    nr::PIDFD_OPEN,
+    nr::GETPRIORITY,
+    nr::SETPRIORITY,
+    nr::IOPRIO_GET,
+    nr::IOPRIO_SET,
+    nr::SCHED_SETPARAM,
+    nr::SCHED_GETPARAM,
+    nr::SCHED_SETSCHEDULER,
+    nr::SCHED_GETSCHEDULER,
+    nr::SCHED_RR_GET_INTERVAL,
+    nr::SCHED_SETAFFINITY,
+    nr::SCHED_GETAFFINITY,
+    nr::SCHED_SETATTR,
+    nr::SCHED_GETATTR,
+    nr::PRLIMIT64,
+    nr::GET_ROBUST_LIST,
+    nr::MIGRATE_PAGES,
+    nr::MOVE_PAGES,
+    nr::PROCESS_VM_READV,
+    nr::PROCESS_VM_WRITEV,
+    nr::KCMP,
+    nr::IO_URING_SETUP,
+];
+
+/// 1 at the numbers of such calls.
+static IS_TRANSLATED: [u8; nr::IO_URING_SETUP + 16] = {
+    let mut is = [0; nr::IO_URING_SETUP + 16];
+    let mut i = 0;
+    while i < TRANSLATED.len() {
+        is[TRANSLATED[i]] = 1;
+        i += 1;
+    }
+    is
+};
+
+/// `syscall()`: makes the call as libc's does, on the caller's stack as it was, so that clone(2) and vfork(2)
+/// return twice as they do natively; or goes on in [`translated`].
+///
+/// # Safety
+///
+/// As the call that is made.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn syscall() -> isize {
+    naked_asm!(
+        "cmp rdi, {end}",
+        "jae 2f",
+        "lea rax, [rip + {is_translated}]",
+        "cmp byte ptr [rax + rdi], 0",
+        "jne {translated}", // The arguments are where a function of seven expects them.
+        "2: mov rax, rdi",  // The number; then each argument one place on.
+        "mov rdi, rsi",
+        "mov rsi, rdx",
+        "mov rdx, rcx",
+        "mov r10, r8",
+        "mov r8, r9",
+        "mov r9, [rsp + 8]", // The sixth came on the stack.
+        "syscall",
+        "cmp rax, -4095",
+        "jae 3f",
+        "ret",
+        "3: mov rdi, rax",
+        "jmp {failed}",
+        end = const nr::IO_URING_SETUP + 16,
+        is_translated = sym IS_TRANSLATED,
+        translated = sym translated,
+        failed = sym failed,
+    )
+}
+
+/// Sets `errno` for what the kernel returned.
+extern "C" fn failed(returned: usize) -> isize {
+    finish(returned)
+}
+
+fn finish(returned: usize) -> isize {
+    match check(returned) {
+        Ok(value) => value.cast_signed(),
+        Err(errno) => {
+            set_errno(errno);
+            -1
+        }
+    }
+}
+
+/// Makes a call with the ids that the kernel knows, and returns those that the program knows.
+///
+/// # Safety
+///
+/// As the call that is made.
+#[expect(clippy::cast_possible_truncation, reason = "the kernel looks at as many bits of an id")]
+unsafe extern "C" fn translated(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> isize {
+    let int = |value: usize| value as c_int;
+    let word = |value: c_int| value as isize as usize;
+    // SAFETY: the caller vouches for the arguments.
+    let call = |[a, b, c]: [usize; 3]| finish(unsafe { kernel(number, [a, b, c, d, e, f]) });
+    match number {
+        nr::GETPID => names::getpid() as isize,
+        nr::GETPPID => names::getppid() as isize,
+        nr::GETTID => names::gettid() as isize,
+        nr::GETPGRP => names::getpgrp() as isize,
+        nr::GETPGID => names::getpgid(int(a)) as isize,
+        nr::GETSID => names::getsid(int(a)) as isize,
+        nr::SETPGID => names::setpgid(int(a), int(b)) as isize,
+        nr::SETSID => names::setsid() as isize,
+        nr::KILL => names::kill(int(a), int(b)) as isize,
+        nr::TGKILL => names::tgkill(int(a), int(b), int(c)) as isize,
+        nr::TKILL => holding_name(|| {
+            let result = call([word(real_task(int(a))), b, c]);
+            threads::signalled();
+            result
+        }),
+        nr::RT_SIGQUEUEINFO => holding_name(|| call([word(real(int(a))), b, c])),
+        nr::RT_TGSIGQUEUEINFO => holding_name(|| {
+            let result = call([word(real(int(a))), word(real_task(int(b))), c]);
+            threads::signalled();
+            result
+        }),
+        nr::WAIT4 => {
+            let mut status: c_int = 0;
+            let at = (&raw mut status).addr();
+            holding_name(|| {
+                let found = call([word(real_or_group(int(a))), at, c]);
+                if found > 0 && b != 0 {
+                    // SAFETY: the caller vouches for it.
+                    unsafe { core::ptr::with_exposed_provenance_mut::<c_int>(b).write(status) };
+                }
+                wait::returned(found as c_int, status) as isize
+            })
+        }
+        // Only the system call has a fifth argument, for the child's usage.
+        // SAFETY: the caller vouches for it.
+        nr::WAITID if e == 0 => unsafe {
+            let info = core::ptr::with_exposed_provenance_mut(c);
+            wait::waitid(a as c_uint, b as c_uint, info, int(d)) as isize
+        },
+        nr::PIDFD_OPEN => descriptors::pidfd_open(int(a), b as u32) as isize,
+        nr::GETPRIORITY | nr::SETPRIORITY => {
+            holding_name(|| call([a, word(names::real_who(a as c_uint, b as c_uint)), c]))
+        }
+        nr::IOPRIO_GET | nr::IOPRIO_SET => holding_name(|| {
+            let who = match a {
+                1 => real_task(int(b)),  // IOPRIO_WHO_PROCESS
+                2 => real_group(int(b)), // IOPRIO_WHO_PGRP
+                _ => int(b),
+            };
+            call([a, word(who), c])
+        }),
+        nr::KCMP => holding_name(|| call([word(real_task(int(a))), word(real_task(int(b))), c])),
+        // Programs that get this answer do without, as on a kernel without it.
+        nr::IO_URING_SETUP if process::own().is_some() => {
+            set_errno(Errno::NOSYS);
+            -1
+        }
+        nr::WAITID | nr::IO_URING_SETUP => call([a, b, c]),
+        // All others have the id of a process or thread first.
+        _ => holding_name(|| call([word(real_task(int(a))), b, c])),
+    }
+}
+
+// The caller vouches for the arguments, as the manual page demands.
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn process_vm_readv(
+    pid: c_int,
+    local: *const c_void,
+    local_count: usize,
+    remote: *const c_void,
+    remote_count: usize,
+    flags: usize,
+) -> isize {
+    let (local, remote) = (local.addr(), remote.addr());
+    // SAFETY: see above.
+    unsafe {
+        let pid = pid as isize as usize;
+        translated(nr::PROCESS_VM_READV, pid, local, local_count, remote, remote_count, flags)
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn process_vm_writev(
+    pid: c_int,
+    local: *const c_void,
+    local_count: usize,
+    remote: *const c_void,
+    remote_count: usize,
+    flags: usize,
+) -> isize {
+    let (local, remote) = (local.addr(), remote.addr());
+    // SAFETY: see above.
+    unsafe {
+        let pid = pid as isize as usize;
+        translated(nr::PROCESS_VM_WRITEV, pid, local, local_count, remote, remote_count, flags)
+    }
+}
