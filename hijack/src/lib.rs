@@ -27,6 +27,7 @@ mod heap;
 mod locks;
 mod manager;
 mod next;
+mod owners;
 mod private;
 mod process;
 mod restart;

@@ -20,7 +20,7 @@ use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, heap, threads, timers};
+use crate::{arch, heap, owners, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -88,6 +88,9 @@ extern "C" fn run() -> ! {
         }
         if let Err(why) = timers::make_again() {
             crate::die(why);
+        }
+        if owners::give_back(table).is_err() {
+            crate::die("cannot give the descriptors of the restarted process their owners");
         }
     }
     loop {

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
 use ulpm_sys::arch::{UserContext, nr, prctl, syscall};
 use ulpm_sys::signal::{self, Action, AltStack, SigInfo, bit};
-use ulpm_sys::{Errno, Timespec, pr};
+use ulpm_sys::{Errno, Processors, Timespec, pr};
 
 use crate::process::{self, PerProcess};
 use crate::wrap::fork::freeze_signals;
@@ -53,6 +53,9 @@ pub(crate) struct Stopped {
     timer_slack: usize,
     parent_death_signal: i32,
     scheduling: [u64; 7],
+    /// Where it may run, as a place in [`AFFINITIES`] plus one; 0 if it may everywhere.
+    affinity: usize,
+    io_priority: usize,
     /// System call to be made again, because only our signal interrupted it.
     pub(crate) again: Option<usize>,
     /// The process or group for which the thread waits, as the program knows it; 0 for none.
@@ -64,6 +67,13 @@ pub(crate) struct Stopped {
     /// Bits of pending signals that were the process's.
     pending_shared: u64,
 }
+
+/// Different sets of processors that the threads of a process are kept to.
+struct Affinities(UnsafeCell<[Processors; 1024]>);
+// SAFETY: written by the manager while all threads stand still; they read when they are restored, from
+// memory that nobody writes before all have arrived.
+unsafe impl Sync for Affinities {}
+static AFFINITIES: Affinities = Affinities(UnsafeCell::new([[0; 16]; 1024]));
 
 /// Where a stopped thread's [`Stopped`] is.
 #[derive(Debug)]
@@ -211,6 +221,8 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         timer_slack: unsafe { ulpm_sys::prctl(pr::GET_TIMERSLACK, [0; 2]) }.unwrap_or(0),
         parent_death_signal: parent_death_signal(),
         scheduling: scheduling(),
+        affinity: 0,
+        io_priority: 0,
         again: None,
         waits_for: 0,
         at_ns: ulpm_sys::monotonic_ns(),
@@ -330,6 +342,16 @@ pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
             let _ = ulpm_sys::prctl(pr::SET_PDEATHSIG, [signal, 0]);
         }
         syscall(nr::SCHED_SETATTR, [0, (&raw const stopped.scheduling).addr(), 0, 0, 0, 0]);
+        // The kernel takes those that there are; if there is none, the thread may run everywhere.
+        if let Some(set) =
+            stopped.affinity.checked_sub(1).and_then(|i| (*AFFINITIES.0.get()).get(i))
+        {
+            let _ = ulpm_sys::set_affinity(0, set);
+        }
+        // PERM for what only root may have: then it stays what it is.
+        if stopped.io_priority != 0 {
+            let _ = ulpm_sys::set_io_priority(stopped.io_priority);
+        }
     }
     ulpm_sys::set_thread_name(&stopped.name);
     // SAFETY: the context is in this thread's signal frame.
@@ -480,6 +502,36 @@ fn give_back_pending(stopped: &Stopped) {
         if sent == Err(Errno::AGAIN) {
             let _ = ulpm_sys::tgkill(pid, stopped.tid, info.signo);
         }
+    }
+}
+
+/// Notes where each stopped thread may run, and its I/O priority. Only on the manager thread, in a freeze.
+pub(crate) fn note_attributes(own: &PerProcess) {
+    // All processors that the process could be given: what the kernel leaves of "all" for this thread.
+    let everywhere = ulpm_sys::affinity(0).ok().and_then(|before| {
+        ulpm_sys::set_affinity(0, &[u64::MAX; 16]).ok()?;
+        let all = ulpm_sys::affinity(0);
+        let _ = ulpm_sys::set_affinity(0, &before);
+        all.ok()
+    });
+    // SAFETY: see `Affinities`.
+    let known = unsafe { &mut *AFFINITIES.0.get() };
+    let mut len = 0;
+    for stopped in stopped(own) {
+        // SAFETY: the thread stands still.
+        let stopped = unsafe { &mut *stopped };
+        stopped.io_priority = ulpm_sys::io_priority(stopped.tid);
+        stopped.affinity = 0;
+        let Ok(set) = ulpm_sys::affinity(stopped.tid) else { continue };
+        if everywhere.is_none_or(|everywhere| everywhere == set) {
+            continue;
+        }
+        let place = known[..len].iter().position(|other| *other == set).or_else(|| {
+            *known.get_mut(len)? = set;
+            len += 1;
+            Some(len - 1)
+        });
+        stopped.affinity = place.map_or(0, |place| place + 1);
     }
 }
 

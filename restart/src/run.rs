@@ -1,6 +1,6 @@
 //! A restart from beginning to end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
@@ -237,6 +237,17 @@ fn check(checkpoint: &Checkpoint) -> Result<(), RestartError> {
             );
             return Err(RestartError::Unfit { pid: process.pid, text });
         }
+    }
+    let own = nix::unistd::getgroups().unwrap_or_default();
+    let own: Vec<u32> = own.iter().map(|group| group.as_raw()).collect();
+    let saved = checkpoint.images.iter().flat_map(|image| &image.meta.process.groups);
+    let missing: BTreeSet<u32> = saved.copied().filter(|group| !own.contains(group)).collect();
+    if uid != 0 && !missing.is_empty() {
+        // What it has open it keeps; and no group of the user's own is one that it had given up, for only
+        // root can do that.
+        eprintln!(
+            "ulpm_restart: the job had groups that you do not have here: {missing:?}; what only these may open, it cannot"
+        );
     }
     let pages = |image: &ImageFile| -> u64 {
         image.extents.iter().filter(|(_, e)| !e.base).map(|(_, e)| u64::from(e.pages)).sum()

@@ -443,6 +443,7 @@ impl<'a> Tree<'a> {
         let cwd = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&process.cwd)));
         std::env::set_current_dir(&cwd)
             .map_err(|error| format!("cannot change to directory {}: {error}", cwd.display()))?;
+        set_groups(&process.groups)?;
         // SAFETY: each call takes numbers, or structures that live as long as the call.
         unsafe {
             libc::umask(process.umask);
@@ -450,6 +451,9 @@ impl<'a> Tree<'a> {
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, process.subreaper, 0, 0, 0);
             if process.no_new_privs != 0 {
                 libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            }
+            if process.thp_disable != 0 {
+                libc::prctl(libc::PR_SET_THP_DISABLE, process.thp_disable, 0, 0, 0);
             }
             if process.dumpable < 2 {
                 libc::prctl(libc::PR_SET_DUMPABLE, process.dumpable, 0, 0, 0);
@@ -484,7 +488,14 @@ impl<'a> Tree<'a> {
     /// Puts the descriptors at their numbers, and closes all others below ours.
     fn place_descriptors(&self, index: usize) -> Result<(), String> {
         let mut next = 0;
-        for descriptor in &self.images[index].meta.descriptors {
+        let meta = &self.images[index].meta;
+        let asynchronous: Vec<u64> = meta
+            .descriptions
+            .iter()
+            .filter(|description| description.flags.cast_signed() & libc::O_ASYNC != 0)
+            .map(|description| description.id)
+            .collect();
+        for descriptor in &meta.descriptors {
             let from = match self.objects.description(descriptor.description) {
                 Some(from) => from,
                 None => self.open_below_proc(index, descriptor.description)?,
@@ -493,6 +504,14 @@ impl<'a> Tree<'a> {
             // SAFETY: the call takes numbers only.
             if unsafe { libc::dup3(from, descriptor.fd, flags) } < 0 {
                 return Err(last("put a descriptor at its number"));
+            }
+            if asynchronous.contains(&descriptor.description) {
+                // Not by open(2), and by its number, which the signal names. Whom it tells comes later.
+                // SAFETY: the calls take numbers only.
+                unsafe {
+                    let flags = libc::fcntl(descriptor.fd, libc::F_GETFL);
+                    libc::fcntl(descriptor.fd, libc::F_SETFL, flags | libc::O_ASYNC);
+                }
             }
             close_between(next, descriptor.fd);
             next = descriptor.fd + 1;
@@ -566,6 +585,28 @@ const LATE_LIMITS: [usize; 4] = [
     libc::RLIMIT_MEMLOCK as usize,
     libc::RLIMIT_NPROC as usize,
 ];
+
+/// Gives the process its supplementary groups. Whoever may not keeps the user's own, as any program of the user
+/// that is started here.
+fn set_groups(saved: &[u32]) -> Result<(), String> {
+    if same_groups(saved) || !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let groups: Vec<_> = saved.iter().map(|&group| nix::unistd::Gid::from_raw(group)).collect();
+    nix::unistd::setgroups(&groups)
+        .map_err(|errno| format!("cannot set its supplementary groups {saved:?}: {errno}"))
+}
+
+/// Whether these are our own supplementary groups.
+fn same_groups(saved: &[u32]) -> bool {
+    let sorted = |mut groups: Vec<u32>| {
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    };
+    let own = nix::unistd::getgroups().unwrap_or_default();
+    sorted(own.iter().map(|group| group.as_raw()).collect()) == sorted(saved.to_vec())
+}
 
 /// The controlling terminal.
 fn terminal() -> Option<File> {

@@ -12,10 +12,10 @@ use ulpm_sys::{pr, signal};
 use super::Subject;
 use super::text::read_file;
 use crate::freeze::Failed;
-use crate::process;
+use crate::{process, threads};
 
 pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Failed> {
-    let mut status_buffer = [0; 4096];
+    let mut status_buffer = [0; 16384]; // Groups may be many.
     let status = read_file(c"/proc/self/status", &mut status_buffer);
     let number = |name| value(status, name).and_then(|text| text.split(|b| *b == b'\t').next());
     // SAFETY: a capture is made by the manager while all threads of the program stand still.
@@ -49,6 +49,8 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         dumpable: flag(pr::GET_DUMPABLE),
         subreaper: word(pr::GET_CHILD_SUBREAPER),
         no_new_privs: flag(pr::GET_NO_NEW_PRIVS),
+        thp_disable: flag(pr::GET_THP_DISABLE),
+        groups: groups(status),
         oom_score_adj: oom_score_adj(),
         uid: first(number(b"Uid:")),
         gid: first(number(b"Gid:")),
@@ -65,6 +67,7 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
             meta.process.cwd.escape_ascii()
         )));
     }
+    threads::note_attributes(subject.own);
     memory_map(meta)?;
     meta.actions = (1..=signal::LAST)
         .filter_map(|signo| {
@@ -128,6 +131,16 @@ fn word(operation: usize) -> u64 {
     // SAFETY: the pointer is good for an int.
     let _ = unsafe { ulpm_sys::prctl(operation, [(&raw mut stored).addr(), 0]) };
     u64::from(stored.cast_unsigned())
+}
+
+/// Supplementary groups, from the leading thread's status: the manager, of which libc does not know, still has
+/// those from before when the program changes its own.
+fn groups(status: &[u8]) -> alloc::vec::Vec<u32> {
+    value(status, b"Groups:")
+        .unwrap_or_default()
+        .split(|&byte| byte == b' ')
+        .filter_map(|group| decimal(group).and_then(|group| u32::try_from(group).ok()))
+        .collect()
 }
 
 fn oom_score_adj() -> i64 {

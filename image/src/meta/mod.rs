@@ -54,6 +54,10 @@ Process {
     subreaper: u64,
     /// PR_SET_NO_NEW_PRIVS.
     no_new_privs: u64,
+    /// PR_SET_THP_DISABLE.
+    thp_disable: u64,
+    /// Supplementary groups.
+    groups: Vec<u32>,
     /// oom_score_adj.
     oom_score_adj: i64,
     /// User and group: a restart as another is refused.

@@ -13,5 +13,7 @@ fn timeout() -> Program {
 
 whole_life! {
     posix_timers => Program::guest("posix_timers", 150);
+    attributes => Program::guest("attributes", 150);
+    raw_calls => Program::guest("raw_calls", 100);
     timeout_100 => timeout();
 }

@@ -22,7 +22,7 @@ use ulpm_sys::{FileStatus, mode, oflag};
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
-use crate::{locks, threads};
+use crate::{locks, owners, threads};
 
 /// The election of the process that saves a description.
 const DESCRIPTION: u64 = 1;
@@ -75,9 +75,11 @@ fn collect_from(
     }
     numbers.sort_unstable();
     locks::forget();
+    owners::clear();
     let mut sockets = socket::Context::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
+        owners::note(subject.table, fd, open.ours)?;
         let description = describe(subject, task, &open)?;
         meta.descriptors.push(Descriptor {
             fd,
