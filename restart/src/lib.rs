@@ -8,6 +8,7 @@
 //! Until the coordinator has heard from every process, nothing runs; if one cannot be rebuilt, all are
 //! ended.
 
+pub mod clock;
 pub mod error;
 pub mod image_file;
 pub mod locks;

@@ -20,6 +20,7 @@ use ulpm_protocol::table::{SlotState, Table};
 use ulpm_restorer::{FAILURE_LEN, Failure};
 use ulpm_sys::arch::xsave::Layout;
 
+use crate::clock::JobTime;
 use crate::error::RestartError;
 use crate::image_file::ImageFile;
 use crate::locks;
@@ -82,7 +83,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask));
     let tree =
         Tree::new(&checkpoint.images, &objects, &paths, table, table_file, File::from(report))?;
+    let job_time = JobTime::enter(&checkpoint.images);
     let forked = tree.fork();
+    drop(job_time);
     tree.close(); // Ours of what was inherited, or no pipe would ever end.
     let result = forked.and_then(|forked| {
         let root = forked.iter().find(|forked| forked.virt == checkpoint.root).copied();

@@ -14,6 +14,9 @@ use super::text::read_file;
 use crate::freeze::Failed;
 use crate::{process, threads};
 
+/// CLOCK_BOOTTIME.
+const BOOTTIME: i32 = 7;
+
 pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Failed> {
     let mut status_buffer = [0; 16384]; // Groups may be many.
     let status = read_file(c"/proc/self/status", &mut status_buffer);
@@ -49,6 +52,8 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         dumpable: flag(pr::GET_DUMPABLE),
         subreaper: word(pr::GET_CHILD_SUBREAPER),
         no_new_privs: flag(pr::GET_NO_NEW_PRIVS),
+        monotonic_ns: ulpm_sys::monotonic_ns(),
+        boottime_ns: ulpm_sys::clock_ns(BOOTTIME).unwrap_or(0),
         thp_disable: flag(pr::GET_THP_DISABLE),
         groups: groups(status),
         oom_score_adj: oom_score_adj(),

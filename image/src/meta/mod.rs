@@ -54,6 +54,10 @@ Process {
     subreaper: u64,
     /// PR_SET_NO_NEW_PRIVS.
     no_new_privs: u64,
+    /// CLOCK_MONOTONIC when it was saved, in nanoseconds.
+    monotonic_ns: i64,
+    /// CLOCK_BOOTTIME, likewise.
+    boottime_ns: i64,
     /// PR_SET_THP_DISABLE.
     thp_disable: u64,
     /// Supplementary groups.
