@@ -292,10 +292,6 @@ pub const F_GETPIPE_SZ: i32 = 1032;
 const F_SETOWN_EX: i32 = 15;
 /// `F_GETOWN_EX`.
 const F_GETOWN_EX: i32 = 16;
-/// `F_SETSIG`.
-pub const F_SETSIG: i32 = 10;
-/// `F_GETSIG`.
-pub const F_GETSIG: i32 = 11;
 
 /// `struct f_owner_ex` (include/uapi/asm-generic/fcntl.h): who is told that a descriptor is ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
