@@ -48,7 +48,11 @@ errnos! {
     ROFS = 30, "read-only file system";
     PIPE = 32, "broken pipe";
     NAMETOOLONG = 36, "file name too long";
+    RANGE = 34, "result out of range";
     NOSYS = 38, "function not implemented";
+    NOMSG = 42, "no message of the wanted type";
+    IDRM = 43, "identifier removed";
+    NODATA = 61, "no data available";
     NOTSOCK = 88, "not a socket";
     NOPROTOOPT = 92, "protocol not available";
     OPNOTSUPP = 95, "operation not supported";

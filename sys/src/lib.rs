@@ -11,6 +11,7 @@ pub mod arch;
 mod calls;
 mod errno;
 pub mod fmt;
+pub mod ipc;
 pub mod proc;
 pub mod pty;
 pub mod signal;

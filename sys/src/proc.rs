@@ -80,6 +80,8 @@ pub struct VmFlags {
     pub mergeable: bool,
     pub io: bool,
     pub droppable: bool,
+    /// It may be made writable.
+    pub may_write: bool,
     /// Userfaultfd is watching it for someone.
     pub uffd: bool,
 }
@@ -104,6 +106,7 @@ impl VmFlags {
                 b"mg" => flags.mergeable = true,
                 b"io" | b"pf" => flags.io = true,
                 b"dp" => flags.droppable = true,
+                b"mw" => flags.may_write = true,
                 b"um" | b"uw" | b"ui" => flags.uffd = true,
                 _ => {}
             }
