@@ -8,6 +8,7 @@
 //!  0        header     one page: who the job is, how to reach its coordinator
 //!  4096     slots      one for each process, hashed by real process id
 //!  …        claims     elections: who saves what several processes share
+//!  …        objects    System V objects that the job uses, and what processes owe to semaphores
 //! ```
 //!
 //! A *real* id is the kernel's; a *virtual* one is what the program sees. They are equal until a
@@ -30,7 +31,13 @@ pub const FIRST_FREE_VIRTUAL: i32 = 4 * 1024 * 1024;
 /// Launchers with different standard streams that a job can have: the first, and those that joined.
 pub const LAUNCHERS: usize = 16;
 /// Length of the file in bytes.
-pub const LEN: usize = 4096 + SLOTS * size_of::<Slot>() + CLAIMS * size_of::<Claim>();
+pub const LEN: usize = CLAIMS_END + OBJECTS * size_of::<Object>() + DEBTS * size_of::<Debt>();
+/// Length in bytes of a table of releases that knew no objects.
+pub const CLAIMS_END: usize = 4096 + SLOTS * size_of::<Slot>() + CLAIMS * size_of::<Claim>();
+/// System V objects that a job can use at a time.
+pub const OBJECTS: usize = 1024;
+/// Semaphores that all processes of a job together can owe something to.
+pub const DEBTS: usize = 4096;
 
 /// Environment variable that holds the path of the job's table.
 pub const ENV_TABLE: &str = "ULPM_JOB";
@@ -110,6 +117,11 @@ pub struct Header {
     path: [u8; 1024],
     /// Restarted processes that have not taken their file locks again: no member goes on before all have.
     pub without_locks: AtomicU32,
+    /// Entries of objects and debts that were ever used.
+    objects_used: AtomicU32,
+    debts_used: AtomicU32,
+    /// 1 once an object or debt found no entry.
+    objects_lost: AtomicU32,
 }
 
 /// What a slot holds.
@@ -195,6 +207,101 @@ impl Slot {
 pub struct Claim {
     key: AtomicU64,
     owner: AtomicU64,
+}
+
+/// `Object::flags`.
+pub mod object_flag {
+    /// A process of the job has made it, so it goes where the job goes.
+    pub const CREATED: u32 = 1;
+    /// Its key was taken by another object when the job was restarted: only the job finds it by it.
+    pub const HIDDEN: u32 = 2;
+    /// It was removed and lives on for those who have it attached: no key leads to it.
+    pub const REMOVED: u32 = 4;
+}
+
+/// A System V object that the job uses.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Object {
+    /// [`FREE`], [`FILLING`] or [`USED`].
+    state: AtomicU32,
+    kind: AtomicU32,
+    virt: AtomicI32,
+    real: AtomicI32,
+    key: AtomicI32,
+    flags: AtomicU32,
+    _reserved: u64,
+}
+
+const FREE: u32 = 0;
+const FILLING: u32 = 1;
+const USED: u32 = 2;
+
+impl Object {
+    /// 1 for shared memory, 2 for semaphores, 3 for messages.
+    pub fn kind(&self) -> u32 {
+        self.kind.load(Ordering::Relaxed)
+    }
+
+    /// The id that programs see.
+    pub fn virt(&self) -> i32 {
+        self.virt.load(Ordering::Relaxed)
+    }
+
+    /// The kernel's id.
+    pub fn real(&self) -> i32 {
+        self.real.load(Ordering::Relaxed)
+    }
+
+    /// The key that programs know; 0 for none.
+    pub fn key(&self) -> i32 {
+        self.key.load(Ordering::Relaxed)
+    }
+
+    /// [`object_flag`] bits.
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`object_flag`] bits.
+    pub fn add_flags(&self, flags: u32) {
+        self.flags.fetch_or(flags, Ordering::Relaxed);
+    }
+
+    /// Gives the entry up: there is no such object any more.
+    pub fn forget(&self) {
+        self.state.store(FREE, Ordering::Release);
+    }
+
+    /// Makes the entry say no more than that its key is not that of the object outside the job which has it.
+    pub fn leave_key(&self) {
+        self.add_flags(object_flag::REMOVED);
+        self.virt.store(-1, Ordering::Relaxed);
+        self.real.store(-1, Ordering::Relaxed);
+    }
+}
+
+/// What the kernel adds to a semaphore when a process ends (SEM_UNDO), which it tells nobody.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Debt {
+    /// Virtual id of the process; 0 for a free entry, -1 for one that is being filled.
+    pid: AtomicI32,
+    /// The program's id of the set.
+    id: AtomicI32,
+    semaphore: AtomicU32,
+    adjust: AtomicI32,
+}
+
+impl Debt {
+    /// The program's id of the set, the semaphore in it, and what is added to it.
+    pub fn get(&self) -> (i32, u32, i32) {
+        (
+            self.id.load(Ordering::Relaxed),
+            self.semaphore.load(Ordering::Relaxed),
+            self.adjust.load(Ordering::Relaxed),
+        )
+    }
 }
 
 /// Why a file is not a table that we can use.
@@ -637,6 +744,206 @@ impl Table {
         Err(TableError::Full)
     }
 
+    fn all_objects(&self) -> &[Object] {
+        // SAFETY: as above; the objects follow the claims.
+        unsafe {
+            let first = self.base.add(CLAIMS_END);
+            core::slice::from_raw_parts(first.cast().as_ptr(), OBJECTS)
+        }
+    }
+
+    fn all_debts(&self) -> &[Debt] {
+        // SAFETY: as above; the debts follow the objects.
+        unsafe {
+            let first = self.base.add(CLAIMS_END + OBJECTS * size_of::<Object>());
+            core::slice::from_raw_parts(first.cast().as_ptr(), DEBTS)
+        }
+    }
+
+    /// The System V objects that the job uses; one may be there twice.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        let used = self.header().objects_used.load(Ordering::Acquire) as usize;
+        let all = &self.all_objects()[..used.min(OBJECTS)];
+        all.iter().filter(|object| object.state.load(Ordering::Acquire) == USED)
+    }
+
+    /// The object with this virtual id.
+    #[must_use]
+    pub fn object(&self, kind: u32, virt: i32) -> Option<&Object> {
+        self.objects().find(|object| object.virt() == virt && object.kind() == kind)
+    }
+
+    /// The object with this real id.
+    #[must_use]
+    pub fn object_by_real(&self, kind: u32, real: i32) -> Option<&Object> {
+        self.objects().find(|object| object.real() == real && object.kind() == kind)
+    }
+
+    /// The object to which a key leads in this job only; one that was removed, if there is no other.
+    #[must_use]
+    pub fn hidden_object(&self, kind: u32, key: i32) -> Option<&Object> {
+        let hidden = self.objects().filter(|object| {
+            let flags = object.flags() & object_flag::HIDDEN;
+            object.key() == key && object.kind() == kind && flags != 0
+        });
+        hidden.min_by_key(|object| object.flags() & object_flag::REMOVED)
+    }
+
+    /// Takes note of an object that the kernel calls `real`; it keeps its virtual id if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]: its virtual id is not known.
+    pub fn note_object(
+        &self,
+        kind: u32,
+        real: i32,
+        key: i32,
+        flags: u32,
+    ) -> Result<&Object, TableError> {
+        if let Some(known) = self.object_by_real(kind, real) {
+            known.add_flags(flags);
+            return Ok(known);
+        }
+        let mut virt = real;
+        if self.is_restarted() {
+            // Above what the kernel gives to most: an index below 32768 and a count of uses above it.
+            let mut fresh = 0x7000_0000;
+            while self.object(kind, virt).is_some() {
+                virt = fresh;
+                fresh += 1;
+            }
+        }
+        let ours = self.insert_object(kind, [virt, real], key, flags)?;
+        // Another may have come at the same time: the first entry counts.
+        match self.object_by_real(kind, real) {
+            Some(first) if !core::ptr::eq(first, ours) => {
+                ours.forget();
+                first.add_flags(flags);
+                Ok(first)
+            }
+            _ => Ok(ours),
+        }
+    }
+
+    /// Adds an object whose virtual and real id are known.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]
+    pub fn insert_object(
+        &self,
+        kind: u32,
+        [virt, real]: [i32; 2],
+        key: i32,
+        flags: u32,
+    ) -> Result<&Object, TableError> {
+        let objects = self.all_objects();
+        let free = objects.iter().position(|object| {
+            let (free, filling) = (FREE, FILLING);
+            let exchange =
+                object.state.compare_exchange(free, filling, Ordering::AcqRel, Ordering::Relaxed);
+            exchange.is_ok()
+        });
+        let (Some(index), true) = (free, virt >= 0) else {
+            return Err(TableError::Full);
+        };
+        let object = &objects[index];
+        object.kind.store(kind, Ordering::Relaxed);
+        object.virt.store(virt, Ordering::Relaxed);
+        object.real.store(real, Ordering::Relaxed);
+        object.key.store(key, Ordering::Relaxed);
+        object.flags.store(flags, Ordering::Relaxed);
+        object.state.store(USED, Ordering::Release);
+        let used = u32::try_from(index + 1).unwrap_or(u32::MAX);
+        self.header().objects_used.fetch_max(used, Ordering::AcqRel);
+        Ok(object)
+    }
+
+    /// Says that an object or a debt found no entry: a restart would lose it.
+    pub fn lose_object(&self) {
+        self.header().objects_lost.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether an object or a debt has ever found no entry.
+    #[must_use]
+    pub fn has_lost_objects(&self) -> bool {
+        self.header().objects_lost.load(Ordering::Relaxed) != 0
+    }
+
+    fn used_debts(&self) -> &[Debt] {
+        let used = self.header().debts_used.load(Ordering::Acquire) as usize;
+        &self.all_debts()[..used.min(DEBTS)]
+    }
+
+    /// What a process owes to semaphores.
+    pub fn debts(&self, pid: i32) -> impl Iterator<Item = &Debt> {
+        self.used_debts().iter().filter(move |debt| debt.pid.load(Ordering::Acquire) == pid)
+    }
+
+    /// Adds to what a process owes to a semaphore. Two threads that come first at once make two entries,
+    /// whose sum counts.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Full`]
+    pub fn add_debt(
+        &self,
+        pid: i32,
+        id: i32,
+        semaphore: u32,
+        adjust: i32,
+    ) -> Result<(), TableError> {
+        let same = |debt: &&Debt| {
+            let (known, known_semaphore, _) = debt.get();
+            known == id && known_semaphore == semaphore
+        };
+        if let Some(debt) = self.debts(pid).find(same) {
+            debt.adjust.fetch_add(adjust, Ordering::Relaxed);
+            return Ok(());
+        }
+        for round in 0..2 {
+            for (index, debt) in self.all_debts().iter().enumerate() {
+                let owner = debt.pid.load(Ordering::Relaxed);
+                // Those of the dead are looked for when there is no other.
+                let free =
+                    owner == 0 || round == 1 && owner > 0 && self.by_virtual(owner).is_none();
+                let take = || {
+                    debt.pid
+                        .compare_exchange(owner, -1, Ordering::AcqRel, Ordering::Relaxed)
+                        .is_ok()
+                };
+                if free && take() {
+                    debt.id.store(id, Ordering::Relaxed);
+                    debt.semaphore.store(semaphore, Ordering::Relaxed);
+                    debt.adjust.store(adjust, Ordering::Relaxed);
+                    debt.pid.store(pid, Ordering::Release);
+                    let used = u32::try_from(index + 1).unwrap_or(u32::MAX);
+                    self.header().debts_used.fetch_max(used, Ordering::AcqRel);
+                    return Ok(());
+                }
+            }
+        }
+        Err(TableError::Full)
+    }
+
+    /// Forgets what is owed to a semaphore of a set, or to all of them: its value was set.
+    pub fn cancel_debts(&self, id: i32, semaphore: Option<u32>) {
+        for debt in self.used_debts() {
+            let (known, known_semaphore, _) = debt.get();
+            if known == id && semaphore.is_none_or(|semaphore| semaphore == known_semaphore) {
+                debt.adjust.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Forgets what a process owed that had this virtual id before.
+    pub fn forget_debts(&self, pid: i32) {
+        for debt in self.debts(pid) {
+            debt.pid.store(0, Ordering::Release);
+        }
+    }
+
     fn probe(&self, real: i32) -> impl Iterator<Item = &Slot> {
         let slots = self.slots();
         let start = hash(u64::from(real.cast_unsigned()));
@@ -655,6 +962,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
 
 const _: () = assert!(size_of::<Header>() <= 4096 && offset_of!(Header, job) == 16);
 const _: () = assert!(size_of::<Slot>() == 32 && size_of::<Claim>() == 16);
+const _: () = assert!(size_of::<Object>() == 32 && size_of::<Debt>() == 16);
 
 #[cfg(test)]
 mod tests {
@@ -734,6 +1042,51 @@ mod tests {
             table.insert(pid, 1, SlotState::Live).unwrap();
         }
         assert_eq!(table.insert(i32::MAX, 1, SlotState::Live).unwrap_err(), TableError::Full);
+    }
+
+    #[test]
+    fn objects_have_two_names_after_a_restart() {
+        let table = table();
+        assert_eq!(table.note_object(1, 5, 77, object_flag::CREATED).unwrap().virt(), 5);
+        assert_eq!(table.note_object(1, 5, 77, 0).unwrap().flags(), object_flag::CREATED);
+        assert_eq!(table.objects().count(), 1);
+        table.object(1, 5).unwrap().forget();
+        assert!(table.object(1, 5).is_none());
+
+        table.header().restarted.store(1, Ordering::Relaxed);
+        table.insert_object(1, [5, 9], 77, object_flag::HIDDEN).unwrap();
+        assert_eq!(table.object(1, 5).unwrap().real(), 9);
+        assert_eq!(table.note_object(1, 5, 0, 0).unwrap().virt(), 0x7000_0000);
+        assert_eq!(table.note_object(2, 5, 0, 0).unwrap().virt(), 5, "of another kind");
+        assert_eq!(table.hidden_object(1, 77).unwrap().virt(), 5);
+        assert!(table.hidden_object(2, 77).is_none());
+        table.insert_object(2, [6, 6], 77, object_flag::HIDDEN).unwrap();
+        table.object(2, 6).unwrap().leave_key();
+        assert!(table.hidden_object(2, 77).unwrap().flags() & object_flag::REMOVED != 0);
+        table.insert_object(2, [8, 8], 77, object_flag::HIDDEN).unwrap();
+        assert_eq!(table.hidden_object(2, 77).unwrap().virt(), 8);
+        for real in 1000..1000 + OBJECTS as i32 - 5 {
+            table.note_object(3, real, 0, 0).unwrap();
+        }
+        assert_eq!(table.note_object(3, 1, 0, 0).unwrap_err(), TableError::Full);
+    }
+
+    #[test]
+    fn debts_are_added_up_and_those_of_the_dead_make_room() {
+        let table = table();
+        table.insert(10, 1, SlotState::Live).unwrap();
+        table.add_debt(10, 3, 0, 2).unwrap();
+        table.add_debt(10, 3, 0, -5).unwrap();
+        table.add_debt(10, 3, 1, 1).unwrap();
+        assert_eq!(table.debts(10).map(Debt::get).collect::<Vec<_>>(), [(3, 0, -3), (3, 1, 1)]);
+        table.cancel_debts(3, Some(0));
+        assert_eq!(table.debts(10).map(Debt::get).collect::<Vec<_>>(), [(3, 0, 0), (3, 1, 1)]);
+        for semaphore in 0..2 * DEBTS as u32 {
+            table.add_debt(11, 3, semaphore, 1).unwrap();
+        }
+        assert_eq!(table.debts(10).count(), 2);
+        table.forget_debts(10);
+        assert_eq!(table.debts(10).count(), 0);
     }
 
     #[test]
