@@ -308,6 +308,7 @@ fn describe(file: String, bytes: u64, header: &Header, meta: &Meta, saved: &Save
                     region_kind::FILE => "file",
                     region_kind::SHARED_MEMORY => "shared memory",
                     region_kind::VDSO => "vdso",
+                    region_kind::SEGMENT => "System V memory",
                     _ => "unknown",
                 },
                 flags: flags(region.flags),

@@ -22,7 +22,8 @@ use ulpm_protocol::manager::{
     CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM,
     Zombie,
 };
-use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState};
+use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState, object_flag};
+use ulpm_sys::ipc::Kind;
 
 use crate::barrier::{Action, Capture, Captured, Freeze, Pid, Scan, Seen, Step, Stranger};
 use crate::error::{JobError, describe};
@@ -572,6 +573,7 @@ impl Job {
                     return;
                 }
                 let done = self.kill_all().await;
+                self.remove_objects();
                 self.over = true;
                 let _ = answer.send(done);
             }
@@ -1004,6 +1006,18 @@ impl Job {
         }
     }
 
+    /// Removes the System V objects that the job has made: it has ended here, and goes on from an image that
+    /// holds them. The managers do so too, unless they are killed first.
+    pub(crate) fn remove_objects(&self) {
+        for object in self.table.table().objects() {
+            if object.flags() & object_flag::CREATED != 0
+                && let Some(kind) = Kind::from_raw(object.kind())
+            {
+                let _ = ulpm_sys::ipc::remove(kind, object.real());
+            }
+        }
+    }
+
     /// Ends every process with SIGKILL.
     pub(crate) async fn kill_all(&mut self) -> Result<(), JobError> {
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -1104,10 +1118,11 @@ impl Job {
         } else {
             self.meanwhile(&BTreeSet::new(), finish).await?.map_err(joined)??
         };
-        if then == Then::End
-            && let Err(source) = self.kill_all().await
-        {
-            return Err(JobError::SavedUndying { path, source: Box::new(source) });
+        if then == Then::End {
+            if let Err(source) = self.kill_all().await {
+                return Err(JobError::SavedUndying { path, source: Box::new(source) });
+            }
+            self.remove_objects();
         }
         let keep = keep.or(self.meta.policy.keep).unwrap_or(DEFAULT_KEEP);
         let parent = self.meta.policy.ckpt_dir.join(&self.meta.name);

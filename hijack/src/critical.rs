@@ -3,11 +3,11 @@
 //! Between the translation of a name and the end of the system call that takes it, and between the
 //! return of one that gives a real name and its translation, a restart would leave the thread with a
 //! name that means nothing, or somebody else. The freeze handler lets a thread in such a moment go on,
-//! and asks again. A thread that waits for a child may be stopped in the wait itself, where the name is
-//! in a register and can be exchanged.
+//! and asks again. A thread that waits for a child, or for a System V object, may be stopped in the wait
+//! itself, where the name is in a register and can be exchanged.
 
 use ulpm_sys::arch::{UserContext, nr};
-use ulpm_sys::signal;
+use ulpm_sys::{Errno, signal};
 
 use crate::arch::thread_slot;
 use crate::timed;
@@ -16,6 +16,8 @@ use crate::timed;
 /// was let go on.
 const START: usize = 3; // Known to `vfork` as 24 bytes,
 const LET_GO: usize = 4; // and this as 32.
+/// The System V object in whose operation the thread may wait: its kind and id; 0 for none.
+const OBJECT: usize = 5;
 
 /// A thread that is still in such a moment after this many requests, 2 ms apart, runs a handler of the
 /// program's on top of it, and is stopped all the same.
@@ -26,16 +28,41 @@ const PATIENCE: u64 = 25;
 /// No value with a destructor may be alive in it: a cancellation or a longjmp leaves without coming back.
 /// The mark that stays behind then means nothing once the stack is used above it.
 pub(crate) fn holding_name<R>(call: impl FnOnce() -> R) -> R {
+    holding(0, call)
+}
+
+/// As [`holding_name`], for an operation on the System V object that the program knows as `id`. In the
+/// kernel it may be stopped: the id is in a register, and is exchanged.
+pub(crate) fn holding_object<R>(kind: u32, id: i32, call: impl FnOnce() -> R) -> R {
+    holding(u64::from(kind) << 32 | u64::from(id.cast_unsigned()), call)
+}
+
+fn holding<R>(object: u64, call: impl FnOnce() -> R) -> R {
     let slot = thread_slot();
     // SAFETY: the slot is the thread's own.
     unsafe {
-        let before = (*slot)[START];
+        let before = [(*slot)[START], (*slot)[OBJECT]];
+        (*slot)[OBJECT] = object;
         (*slot)[START] = crate::arch::stack_pointer() as u64;
         (*slot)[LET_GO] = 0;
         let result = call();
-        (*slot)[START] = before;
+        [(*slot)[START], (*slot)[OBJECT]] = before;
         result
     }
+}
+
+/// The System V object in whose operation the thread that was interrupted at `context` stands: its kind,
+/// and the id by which the program knows it.
+pub(crate) fn awaited_object(context: &UserContext) -> Option<(u32, i32)> {
+    // SAFETY: the slot is the thread's own, as is the context.
+    let (start, object, interrupted) = unsafe {
+        let slot = thread_slot();
+        ((*slot)[START], (*slot)[OBJECT], context.returned(Errno::INTR))
+    };
+    let inside = start != 0 && context.machine.rsp as u64 <= start;
+    #[expect(clippy::cast_possible_truncation, reason = "two halves")]
+    let halves = ((object >> 32) as u32, object as i32);
+    (inside && object != 0 && interrupted).then_some(halves)
 }
 
 /// Ends the moment that `vfork` has begun.
@@ -51,7 +78,7 @@ pub(crate) fn must_go_on(context: &UserContext) -> bool {
     let (start, let_go, call) =
         unsafe { ((*slot)[START], (*slot)[LET_GO], context.about_to_call()) };
     let inside = start != 0 && context.machine.rsp as u64 <= start;
-    let waits = matches!(call, Some(nr::WAIT4 | nr::WAITID));
+    let waits = matches!(call, Some(nr::WAIT4 | nr::WAITID)) || awaited_object(context).is_some();
     if !(inside && !waits || compares_its_name(context)) || let_go >= PATIENCE {
         return false;
     }

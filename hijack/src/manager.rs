@@ -11,9 +11,9 @@ use ulpm_protocol::manager::{
     CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, FrameHeader, FromManager,
     HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
 };
-use ulpm_protocol::table::{Handover, Table};
+use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{Errno, POLLIN, PollFd, Timespec, signal};
+use ulpm_sys::{Errno, POLLIN, PollFd, Timespec, ipc, signal};
 
 use crate::capture::write::Writer;
 use crate::capture::{self, Subject};
@@ -92,6 +92,8 @@ extern "C" fn run() -> ! {
         if owners::give_back(table).is_err() {
             crate::die("cannot give the descriptors of the restarted process their owners");
         }
+        // Nobody of the job goes on before the coordinator has heard of everyone.
+        capture::ipc::settle();
     }
     loop {
         if let Ok(socket) = ulpm_sys::connect_unix(table.socket()) {
@@ -191,7 +193,10 @@ impl Manager {
                 self.thaw();
                 Ok(())
             }
-            ToManager::End => end(),
+            ToManager::End => {
+                remove_objects(self.table);
+                end()
+            }
         }
     }
 
@@ -262,7 +267,12 @@ impl Manager {
         let rest = || saved.iter().filter(|saved| !saved.in_freeze);
         // Also when the program is to stay frozen: a thread that counts as stopped may still be on its
         // way into the wait, and changes its stack until it is there. The copy holds still.
-        match fork_writer() {
+        capture::ipc::keep_from_copies(&meta.regions, true);
+        let forked = fork_writer();
+        if !matches!(forked, Ok(None)) {
+            capture::ipc::keep_from_copies(&meta.regions, false);
+        }
+        match forked {
             Ok(None) => {
                 let result = (|| {
                     writer.forked()?;
@@ -342,10 +352,10 @@ impl Manager {
     /// Without a coordinator the process goes on, unless it was handed over, or is a copy that was
     /// never told to run.
     fn coordinator_is_gone(&mut self) {
-        match self.table.handover() {
-            Handover::Committed => end(),
-            Handover::Pending if self.restored != 0 => end(),
-            _ => {}
+        let handover = self.table.handover();
+        if handover == Handover::Committed || handover == Handover::Pending && self.restored != 0 {
+            remove_objects(self.table);
+            end();
         }
         self.stop_writer(); // Nobody waits for its image.
         if self.restored == 0 {
@@ -424,6 +434,15 @@ fn fork_writer() -> Result<Option<ForkedWriter>, Errno> {
         return Ok(None);
     }
     Ok(Some(ForkedWriter { pid: i32::try_from(pid).unwrap_or(-1), pidfd }))
+}
+
+/// Removes the System V objects that the job has made, and that a checkpoint or another host has now.
+fn remove_objects(table: Table) {
+    for object in table.objects().filter(|object| object.flags() & object_flag::CREATED != 0) {
+        if let Some(kind) = ipc::Kind::from_raw(object.kind()) {
+            let _ = ipc::remove(kind, object.real());
+        }
+    }
 }
 
 /// Ends the process as if it had never been here: no handler, no buffered output.

@@ -140,7 +140,9 @@ fn enter(real: i32) -> Option<i32> {
         return Some(slot.virt());
     }
     let parent = table.virtual_of(ulpm_sys::getppid());
-    Some(table.insert(real, parent, SlotState::Live).ok()?.virt())
+    let virt = table.insert(real, parent, SlotState::Live).ok()?.virt();
+    table.forget_debts(virt);
+    Some(virt)
 }
 
 /// Joins the job that the environment names; does nothing if it names none, or the table is gone.

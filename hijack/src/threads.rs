@@ -60,6 +60,8 @@ pub(crate) struct Stopped {
     pub(crate) again: Option<usize>,
     /// The process or group for which the thread waits, as the program knows it; 0 for none.
     pub(crate) waits_for: i32,
+    /// Kind and id, as the program knows it, of the System V object for which the thread waits.
+    object: Option<(u32, i32)>,
     /// The monotonic time at which the thread stopped, ns.
     at_ns: i64,
     pending: [SigInfo; MAX_PENDING],
@@ -225,6 +227,7 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         io_priority: 0,
         again: None,
         waits_for: 0,
+        object: critical::awaited_object(context),
         at_ns: ulpm_sys::monotonic_ns(),
         pending: [SigInfo::zeroed(); MAX_PENDING],
         pending_len: 0,
@@ -396,8 +399,15 @@ pub(crate) fn note_awaited(stopped: &mut Stopped) {
     };
 }
 
-/// Makes a restored thread wait for the same child, whatever its id is now.
+/// Makes a restored thread wait for the same child or System V object, whatever its id is now.
 fn wait_for_the_same(stopped: &mut Stopped) {
+    if let (Some((kind, id)), Some(table)) = (stopped.object, process::table())
+        && let Some(object) = table.object(kind, id)
+    {
+        // The first argument of all calls that wait for one, should it be made again.
+        // SAFETY: the thread stands in its handler.
+        unsafe { (*stopped.context).machine.rdi = object.real() as isize as usize };
+    }
     let Some(table) = process::table().filter(|_| stopped.waits_for != 0) else { return };
     let real = match stopped.waits_for {
         group @ ..0 => -table.real_group(-group),

@@ -29,7 +29,7 @@ fn slot() -> &'static mut [u64; 8] {
 }
 
 /// Runs `call` while the slot holds the time at which it is to end.
-fn until<R>(timeout_ns: i64, call: impl FnOnce() -> R) -> R {
+pub(crate) fn until<R>(timeout_ns: i64, call: impl FnOnce() -> R) -> R {
     slot()[DEADLINE] = monotonic_vdso_ns().saturating_add(timeout_ns).cast_unsigned();
     let result = call();
     slot()[DEADLINE] = 0;
@@ -154,8 +154,6 @@ next! {
     SLEEP = c"sleep": unsafe extern "C" fn(c_uint) -> c_uint;
     SIGTIMEDWAIT = c"sigtimedwait":
         unsafe extern "C" fn(*const c_void, *mut c_void, *const Timespec) -> c_int;
-    SEMTIMEDOP = c"semtimedop":
-        unsafe extern "C" fn(c_int, *mut c_void, usize, *const Timespec) -> c_int;
 }
 
 const NS_PER_MS: i64 = 1_000_000;
@@ -165,7 +163,7 @@ const NS_PER_MS: i64 = 1_000_000;
 /// # Safety
 ///
 /// `timespec` is null or points to a timespec, as the function's contract demands.
-unsafe fn duration(timespec: *const Timespec) -> i64 {
+pub(crate) unsafe fn duration(timespec: *const Timespec) -> i64 {
     // SAFETY: the caller vouches for it.
     unsafe { timespec.as_ref() }.map_or(0, |timespec| timespec.as_ns().max(0))
 }
@@ -248,22 +246,6 @@ unsafe extern "C" fn sigtimedwait(
 ) -> c_int {
     // SAFETY: see above.
     let call = || unsafe { SIGTIMEDWAIT.get()(set, info, timeout) };
-    // SAFETY: see above.
-    match unsafe { duration(timeout) } {
-        0 => call(),
-        ns => until(ns, call),
-    }
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn semtimedop(
-    id: c_int,
-    operations: *mut c_void,
-    count: usize,
-    timeout: *const Timespec,
-) -> c_int {
-    // SAFETY: see above.
-    let call = || unsafe { SEMTIMEDOP.get()(id, operations, count, timeout) };
     // SAFETY: see above.
     match unsafe { duration(timeout) } {
         0 => call(),

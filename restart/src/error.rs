@@ -53,6 +53,8 @@ pub enum RestartError {
     Locked { pid: i32, path: PathBuf, holder: String },
     #[error("cannot {what}")]
     System { what: &'static str, source: io::Error },
+    #[error("{text} cannot {what}")]
+    Object { text: String, what: String, source: io::Error },
     #[error("process {pid} could not be rebuilt: {text}")]
     Rebuild { pid: i32, text: String },
     #[error("a socket of the job cannot be made again: {0}")]
@@ -78,9 +80,11 @@ impl RestartError {
             Self::Manifest(ManifestError::Missing(_)) => exit::NO_INPUT,
             Self::Manifest(_) => exit::DATA,
             Self::Coordinator(error) => error.exit_code(),
-            Self::Table { .. } | Self::System { .. } | Self::Rebuild { .. } | Self::Socket(_) => {
-                exit::OS
-            }
+            Self::Table { .. }
+            | Self::System { .. }
+            | Self::Object { .. }
+            | Self::Rebuild { .. }
+            | Self::Socket(_) => exit::OS,
             Self::Unfit { .. }
             | Self::Changed { .. }
             | Self::NoFifo { .. }

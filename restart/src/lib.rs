@@ -11,6 +11,7 @@
 pub mod clock;
 pub mod error;
 pub mod image_file;
+pub mod ipc;
 pub mod locks;
 pub mod objects;
 pub mod options;

@@ -8,7 +8,7 @@ use ulpm_protocol::restart::RestartInfo;
 use ulpm_protocol::table;
 use ulpm_restorer::Operation;
 use ulpm_sys::arch::nr;
-use ulpm_sys::{map, page_up, prot};
+use ulpm_sys::{ipc, map, page_up, prot};
 
 use crate::image_file::ImageFile;
 use crate::objects::Backing;
@@ -27,6 +27,8 @@ pub struct Source<'a> {
     pub table_fd: RawFd,
     /// Where the restorer reports a failure, likewise.
     pub failure_fd: RawFd,
+    /// The job table itself, which knows the System V segments.
+    pub table: table::Table,
     /// Above it, every descriptor is ours.
     pub base: RawFd,
     /// What the process is told; the window is filled in here.
@@ -91,7 +93,7 @@ unsafe fn prepare(source: &Source<'_>) -> Result<(Window, usize), String> {
     let vdso = Vdso::of_this_process(&maps).ok_or("this kernel has no vDSO")?;
     let old_vdso = old_vdso(source)?;
 
-    let operations_len = (meta.regions.len() * 6 + source.image.extents.len() + 64) * 64;
+    let operations_len = (meta.regions.len() * 8 + source.image.extents.len() + 64) * 64;
     let auxv_len = meta.memory_map.auxv.len();
     let data_len = page_up(size_of::<RestartInfo>() + 2 * size_of::<MemoryMap>() + auxv_len + 64);
     let mut at = PAGE + STACK_LEN;
@@ -102,7 +104,9 @@ unsafe fn prepare(source: &Source<'_>) -> Result<(Window, usize), String> {
     };
     let (data, copy, operations) = (part(data_len), part(old_vdso.len()), part(operations_len));
     let home = part(vdso.len());
-    let start = hole(at, meta, &maps, &vdso).ok_or("no free range of addresses is long enough")?;
+    let attachments = attachments(source)?;
+    let start = hole(at, meta, &attachments, &maps, &vdso)
+        .ok_or("no free range of addresses is long enough")?;
     let window = Window {
         start,
         stack_end: start + PAGE + STACK_LEN,
@@ -132,7 +136,9 @@ unsafe fn prepare(source: &Source<'_>) -> Result<(Window, usize), String> {
         auxv_len: auxv_len32,
         exe_fd,
     });
-    let list = operations_of(source, &window, &maps, &vdso, &old_vdso, memory_map_at, info_at)?;
+    let kernels = (&vdso, &old_vdso[..]);
+    let list =
+        operations_of(source, &window, &attachments, &maps, kernels, [memory_map_at, info_at])?;
     if list.len() * 64 > operations_len {
         return Err("the list of operations is longer than was reckoned".into());
     }
@@ -208,7 +214,13 @@ fn stays(old: &[u8], new: &Vdso, meta: &Meta) -> bool {
 }
 
 /// A range that neither the old nor the new memory uses, nor the place of the vDSO.
-fn hole(len: usize, meta: &Meta, maps: &str, vdso: &Vdso) -> Option<usize> {
+fn hole(
+    len: usize,
+    meta: &Meta,
+    attachments: &[Attachment],
+    maps: &str,
+    vdso: &Vdso,
+) -> Option<usize> {
     let mut taken: Vec<(usize, usize)> = maps
         .lines()
         .filter_map(|line| {
@@ -219,6 +231,7 @@ fn hole(len: usize, meta: &Meta, maps: &str, vdso: &Vdso) -> Option<usize> {
         .collect();
     let word = |value: u64| usize::try_from(value).unwrap_or(USER_END);
     taken.extend(meta.regions.iter().map(|region| (word(region.start), word(region.end))));
+    taken.extend(attachments.iter().map(|at| (at.start, at.start + at.len)));
     let process = &meta.process;
     taken.push((word(process.table), word(process.table) + page_up(table::LEN)));
     let at = word(process.vdso[0]);
@@ -244,18 +257,83 @@ fn highest_hole(taken: &[(usize, usize)], len: usize, margin: usize) -> Option<u
     found
 }
 
+/// A segment as it was attached, of which the program may have changed parts since.
+#[derive(Clone, Copy, Debug)]
+struct Attachment {
+    start: usize,
+    /// In whole pages.
+    len: usize,
+    /// The kernel's id.
+    id: i32,
+    flags: usize,
+}
+
+/// The attachments that the regions of segments are parts of.
+fn attachments(source: &Source<'_>) -> Result<Vec<Attachment>, String> {
+    let mut found: Vec<Attachment> = Vec::new();
+    for region in source.image.meta.regions.iter().filter(|region| region.kind == kind::SEGMENT) {
+        let unknown = || format!("the image does not know System V segment {}", region.inode);
+        let virt = i32::try_from(region.inode).map_err(|_| unknown())?;
+        let memory = ipc::Kind::Memory;
+        let object = source.table.object(memory as u32, virt).ok_or_else(unknown)?;
+        let id = object.real();
+        let size = ipc::status(memory, id).map_err(|_| unknown())?.size(memory);
+        let (start, _) = bounds(region);
+        let offset = usize::try_from(region.offset).map_err(|_| unknown())?;
+        let start = start.checked_sub(offset).ok_or_else(unknown)?;
+        let exec = if region.protection as usize & prot::EXEC != 0 { ipc::EXEC } else { 0 };
+        let read_only = if region.flags & flag::READ_ONLY != 0 { ipc::RDONLY } else { 0 };
+        match found.iter_mut().find(|other| (other.start, other.id) == (start, id)) {
+            Some(other) => other.flags |= exec,
+            None => found.push(Attachment {
+                start,
+                len: page_up(usize::try_from(size).map_err(|_| unknown())?),
+                id,
+                flags: exec | read_only | ipc::REMAP,
+            }),
+        }
+    }
+    Ok(found)
+}
+
+/// Attaches the segments, and takes away what the program has taken away of them. Others may lie there now.
+fn attach(attachments: &[Attachment], meta: &Meta, list: &mut Vec<Operation>) {
+    for at in attachments {
+        let id = at.id as isize as usize;
+        list.push(Operation::exactly(at.start, nr::SHMAT, [id, at.start, at.flags, 0, 0, 0]));
+        let mut reached = at.start;
+        let end = at.start + at.len;
+        let parts = meta.regions.iter().filter(|region| region.kind == kind::SEGMENT).map(bounds);
+        let inside = parts.filter(|&(start, _)| (at.start..end).contains(&start));
+        for (start, len) in inside.chain([(end, 0)]) {
+            if start > reached {
+                let gap = [reached, start - reached, 0, 0, 0, 0];
+                list.push(Operation::succeed(nr::MUNMAP, gap));
+            }
+            reached = start + len;
+        }
+    }
+}
+
+/// The length of the job table where it is mapped: the library of an older release knew a shorter one, and
+/// something may lie behind that.
+fn table_len(meta: &Meta) -> usize {
+    let at = meta.process.table;
+    let next = meta.regions.iter().map(|region| region.start).find(|&start| start > at);
+    next.map_or(table::LEN, |next| table::LEN.min(usize::try_from(next - at).unwrap_or(0)))
+}
+
 fn operations_of(
     source: &Source<'_>,
     window: &Window,
+    attachments: &[Attachment],
     maps: &str,
-    vdso: &Vdso,
-    old_vdso: &[u8],
-    memory_map_at: usize,
-    info_at: usize,
+    (vdso, old_vdso): (&Vdso, &[u8]),
+    [memory_map_at, info_at]: [usize; 2],
 ) -> Result<Vec<Operation>, String> {
     let meta = &source.image.meta;
     let fd = |fd: RawFd| fd as isize as usize;
-    let mut list = Vec::with_capacity(meta.regions.len() * 6 + source.image.extents.len() + 64);
+    let mut list = Vec::with_capacity(meta.regions.len() * 8 + source.image.extents.len() + 64);
 
     // The kernel writes to libc's area whenever this thread returns to user mode.
     list.extend(end_rseq());
@@ -270,13 +348,15 @@ fn operations_of(
     list.push(Operation::succeed(nr::MUNMAP, below));
     list.push(Operation::succeed(nr::MUNMAP, above));
 
+    attach(attachments, meta, &mut list);
     for (region, backing) in meta.regions.iter().zip(source.backings) {
         list.extend(map_region(region, *backing));
     }
     let table_at = usize::try_from(meta.process.table).map_err(|_| "no job table")?;
     let table_flags = map::SHARED | map::FIXED;
+    let table_len = table_len(meta);
     let table =
-        [table_at, table::LEN, prot::READ | prot::WRITE, table_flags, fd(source.table_fd), 0];
+        [table_at, table_len, prot::READ | prot::WRITE, table_flags, fd(source.table_fd), 0];
     list.push(Operation::exactly(table_at, nr::MMAP, table));
 
     list.extend(load(source));
@@ -368,7 +448,7 @@ fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
     }
     let mut protection = region.protection as usize;
     let (fd, offset) = match backing {
-        Backing::Vdso => return Vec::new(),
+        Backing::Vdso | Backing::Segment => return Vec::new(),
         Backing::Object(fd) => (fd, usize::try_from(region.offset).unwrap_or(0)),
         Backing::Anonymous => {
             flags |= map::ANONYMOUS;
@@ -394,7 +474,8 @@ fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
 }
 
 fn loads(region: &Region) -> bool {
-    !(region.kind == kind::FILE && region.flags & flag::SHARED != 0)
+    // What is in segments was loaded when they were made.
+    !(region.kind == kind::FILE && region.flags & flag::SHARED != 0 || region.kind == kind::SEGMENT)
 }
 
 /// Reads the pages of the image to their places.
@@ -402,12 +483,18 @@ fn load<'a>(source: &'a Source<'_>) -> impl Iterator<Item = Operation> + 'a {
     let vdso = source.image.meta.regions.iter().find(|region| region.kind == kind::VDSO);
     let is_vdso = move |address| vdso.is_some_and(|vdso| (vdso.start..vdso.end).contains(&address));
     let image_fd = source.image_fd as isize as usize;
+    let regions = source.image.meta.regions.iter();
+    let segments: Vec<_> = regions.filter(|region| region.kind == kind::SEGMENT).collect();
+    let is_segment =
+        move |address| segments.iter().any(|region| (region.start..region.end).contains(&address));
     source
         .image
         .extents
         .iter()
         // Unchanged pages of a file come with the file, or with what was put together in its place.
-        .filter(move |(_, extent)| !extent.base && !is_vdso(extent.address))
+        .filter(move |(_, extent)| {
+            !extent.base && !is_vdso(extent.address) && !is_segment(extent.address)
+        })
         .map(move |&(offset, extent)| {
             let word = |value: u64| usize::try_from(value).unwrap_or(0);
             let arguments = [image_fd, word(extent.address), extent.len(), word(offset), 0, 0];
@@ -419,7 +506,10 @@ fn load<'a>(source: &'a Source<'_>) -> impl Iterator<Item = Operation> + 'a {
 fn finish_region(region: &Region, list: &mut Vec<Operation>) {
     let (start, len) = bounds(region);
     let protection = region.protection as usize;
-    if loads(region) && protection & (prot::READ | prot::WRITE) != prot::READ | prot::WRITE {
+    let is_segment = region.kind == kind::SEGMENT;
+    if is_segment
+        || loads(region) && protection & (prot::READ | prot::WRITE) != prot::READ | prot::WRITE
+    {
         list.push(Operation::succeed(nr::MPROTECT, [start, len, protection, 0, 0, 0]));
     }
     // include/uapi/asm-generic/mman-common.h

@@ -23,6 +23,7 @@ use ulpm_sys::arch::xsave::Layout;
 use crate::clock::JobTime;
 use crate::error::RestartError;
 use crate::image_file::ImageFile;
+use crate::ipc::Ipc;
 use crate::locks;
 use crate::objects::Objects;
 use crate::options::Options;
@@ -83,8 +84,11 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask));
     let tree =
         Tree::new(&checkpoint.images, &objects, &paths, table, table_file, File::from(report))?;
+    // A job that comes from another host is still there.
+    let mut ipc = Ipc::default();
+    let made = ipc.create(&checkpoint.images, table, options.hold.is_some());
     let job_time = JobTime::enter(&checkpoint.images);
-    let forked = tree.fork();
+    let forked = made.and_then(|()| tree.fork());
     drop(job_time);
     tree.close(); // Ours of what was inherited, or no pipe would ever end.
     let result = forked.and_then(|forked| {
@@ -103,6 +107,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
             return Err(error);
         }
     };
+    ipc.keep();
     if options.verbose {
         eprintln!("ulpm_restart: job {} ({}) runs", opened.name, opened.job);
     }

@@ -319,6 +319,7 @@ impl<'a> Tree<'a> {
             image_fd: self.image_fds[index],
             table_fd: self.table_fd,
             failure_fd: self.failure_fd,
+            table: self.table,
             base: self.objects.base,
             info: RestartInfo {
                 outside_parent: if is_member { [0; 2] } else { [real_parent, process.ppid] },

@@ -405,6 +405,7 @@ impl Job {
         let freeze_time = leaving.frozen.as_ref().map_or(Duration::ZERO, |f| f.since.elapsed());
         tokio::time::sleep(Duration::from_millis(1)).await;
         let _ = self.kill_all().await;
+        self.remove_objects();
         freeze_time
     }
 

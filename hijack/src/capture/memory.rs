@@ -123,6 +123,15 @@ fn add(
     } else if line.inode == 0 && !line.shared {
         region.offset = 0;
         Some(Content::Present)
+    } else if let Some(id) = super::ipc::segment(subject, line)? {
+        region.kind = kind::SEGMENT;
+        if !vm.may_write {
+            region.flags |= flag::READ_ONLY;
+        }
+        region.inode = id;
+        let parts = [line.dev, line.inode, line.offset, (line.end - line.start) as u64];
+        let wins = subject.wins(SHARED_MEMORY, &parts)?;
+        wins.then_some(Content::All(line.end - line.start))
     } else {
         file(subject, line, &mut region)?
     };

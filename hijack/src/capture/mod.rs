@@ -5,6 +5,7 @@
 
 mod attributes;
 mod descriptors;
+pub(crate) mod ipc;
 mod memory;
 pub(crate) mod text;
 pub(crate) mod write;
@@ -86,5 +87,7 @@ pub(crate) fn collect(subject: &Subject<'_>) -> Result<(Meta, Vec<Saved>), Faile
         .collect();
     descriptors::collect(subject, &mut meta)?;
     let saved = memory::collect(subject, &mut meta)?;
+    // Behind the regions: they hold what is in the segments that are attached here.
+    ipc::collect(subject, &mut meta)?;
     Ok((meta, saved))
 }

@@ -89,6 +89,8 @@ fn enter_child(own: &PerProcess, table: Table, parent: c_int) {
     let real = ulpm_sys::getpid();
     let virt = table.insert(real, parent, SlotState::Live).map_or(real, |slot| slot.virt());
     own.pid.store(virt, Ordering::Relaxed);
+    // One that had the id before may have ended owing something to a semaphore.
+    table.forget_debts(virt);
     threads::settle_leader(virt, real);
     // glibc has put its own handler there if the parent has ever created a thread.
     threads::install_handler(FREEZE_SIGNAL);

@@ -7,11 +7,13 @@ use crate::wire::{Reader, Wire, record};
 
 mod descriptors;
 mod files;
+mod ipc;
 mod sockets;
 mod terminals;
 
 pub use descriptors::*;
 pub use files::*;
+pub use ipc::*;
 pub use sockets::*;
 pub use terminals::*;
 
@@ -137,6 +139,8 @@ pub mod region_flag {
     pub const LOCKED: u32 = 1 << 9;
     /// The image holds all pages of the mapped file, not only the changed ones.
     pub const CARRIED: u32 = 1 << 10;
+    /// A System V segment that was attached for reading only.
+    pub const READ_ONLY: u32 = 1 << 11;
 }
 
 /// `Region::kind`.
@@ -150,6 +154,8 @@ pub mod region_kind {
     pub const SHARED_MEMORY: u32 = 3;
     /// The code of the vDSO as the program knows it.
     pub const VDSO: u32 = 4;
+    /// A System V shared memory segment, whose id is `inode`, as the program knows it.
+    pub const SEGMENT: u32 = 5;
 }
 
 record! {
@@ -261,6 +267,8 @@ pub struct Meta {
     pub pending: Vec<Pending>,
     /// Sockets that this process saved.
     pub sockets: Vec<Socket>,
+    /// System V objects that this process saved.
+    pub ipc: Vec<IpcObject>,
 }
 
 macro_rules! sections {
@@ -336,6 +344,7 @@ sections! {
     26 terminals,
     27 fifos,
     28 locks,
+    30 ipc,
 }
 
 impl Meta {
@@ -351,7 +360,7 @@ impl Meta {
             if region.end > 1 << 47 {
                 return Err(ImageError::Invalid { field: "region end", found: region.end });
             }
-            if !matches!(region.kind, region_kind::ANONYMOUS..=region_kind::VDSO) {
+            if !matches!(region.kind, region_kind::ANONYMOUS..=region_kind::SEGMENT) {
                 return Err(ImageError::Invalid {
                     field: "region kind",
                     found: region.kind.into(),

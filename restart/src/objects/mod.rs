@@ -41,6 +41,8 @@ pub enum Backing {
     Object(RawFd),
     /// This kernel's vDSO, or a copy of the old one.
     Vdso,
+    /// A System V segment, which is attached.
+    Segment,
 }
 
 /// The objects.
@@ -174,6 +176,7 @@ impl Builder<'_> {
             region_kind::FILE => Backing::Object(self.file(image, region)?),
             region_kind::SHARED_MEMORY => Backing::Object(self.memory(region.dev, region.inode)?),
             region_kind::VDSO => Backing::Vdso,
+            region_kind::SEGMENT => Backing::Segment,
             _ => Backing::Anonymous,
         })
     }

@@ -6,6 +6,7 @@ mod bad_days;
 mod big_memory;
 mod damage;
 mod interposition;
+mod ipc;
 mod kernel_objects;
 mod kernel_state;
 mod kill;
