@@ -274,6 +274,7 @@ impl Manager {
         }
         match forked {
             Ok(None) => {
+                capture::let_go();
                 let result = (|| {
                     writer.forked()?;
                     writer.regions(rest(), true)?;
@@ -332,6 +333,7 @@ impl Manager {
     }
 
     fn thaw(&mut self) {
+        capture::let_go();
         if core::mem::take(&mut self.restored) != 0 {
             // If this stops us, it returns when the next freeze has begun: what that holds stays held.
             crate::locks::take_all(self.own, &self.table);

@@ -169,6 +169,7 @@ pub(crate) fn before_first_thaw() {
         // SAFETY: the window is the restorer's, and every thread has left it.
         unsafe { ulpm_sys::munmap(start, len) };
     }
+    publish_names();
     for limit in &LIMITS {
         let [resource, current, maximum] = [0, 1, 2].map(|i| limit[i].load(Ordering::Relaxed));
         let limit = ulpm_sys::Limit { current: current as u64, maximum: maximum as u64 };
@@ -189,4 +190,31 @@ pub(crate) fn before_first_thaw() {
     if STOPPED.swap(0, Ordering::Relaxed) != 0 {
         let _ = ulpm_sys::kill(ulpm_sys::getpid(), ulpm_sys::signal::SIGSTOP);
     }
+}
+
+/// Puts the files of the job's unix sockets at their places. Each process does all of them before it goes on,
+/// so that none can come too early for another's.
+fn publish_names() {
+    use core::ffi::CStr;
+    let Some(table) = process::table() else { return };
+    let path = [table.path(), ulpm_protocol::restart::NAMES.as_bytes(), b"\0"].concat();
+    let Ok(path) = CStr::from_bytes_with_nul(&path) else { return };
+    let Ok(file) = ulpm_sys::open(path, ulpm_sys::oflag::RDONLY | ulpm_sys::oflag::CLOEXEC) else {
+        return;
+    };
+    let mut names = alloc::vec![0; 1 << 20];
+    let mut len = 0;
+    while let Ok(more @ 1..) = ulpm_sys::read(file, &mut names[len..]) {
+        len += more;
+    }
+    ulpm_sys::close(file);
+    let mut rest = &names[..len];
+    while let Ok(from) = CStr::from_bytes_until_nul(rest) {
+        rest = &rest[from.to_bytes_with_nul().len()..];
+        let Ok(to) = CStr::from_bytes_until_nul(rest) else { break };
+        rest = &rest[to.to_bytes_with_nul().len()..];
+        // It fails if another process was quicker.
+        let _ = ulpm_sys::rename(from, to);
+    }
+    let _ = ulpm_sys::unlink(path);
 }

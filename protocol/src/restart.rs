@@ -3,6 +3,10 @@
 //! The library may be of an older release than `ulpm_restart`: fields are only ever added at the end,
 //! and the length says how many there are.
 
+/// Behind the path of the job table: the file that lists what is to be renamed when a job that was handed over
+/// goes on, as pairs of paths, each ended by a NUL.
+pub const NAMES: &str = ".names";
+
 /// Passed by address to the entry that the image names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

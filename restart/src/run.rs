@@ -25,7 +25,7 @@ use crate::error::RestartError;
 use crate::image_file::ImageFile;
 use crate::ipc::Ipc;
 use crate::locks;
-use crate::objects::Objects;
+use crate::objects::{Circumstances, Objects};
 use crate::options::Options;
 use crate::path_map::PathMap;
 use crate::tree::{Forked, Tree, open_table};
@@ -56,7 +56,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     if !options.force {
         check_processor(&checkpoint)?;
     }
-    let objects = Objects::create(&checkpoint.images, &paths, options.outside_sockets)?;
+    let circumstances =
+        Circumstances { outside: options.outside_sockets, hold: options.hold.is_some() };
+    let mut objects = Objects::create(&checkpoint.images, &paths, circumstances)?;
     if options.hold.is_none() {
         // One that is moved may hold its locks until it has ended on the other host.
         locks::check(&checkpoint.images, &paths)?;
@@ -73,6 +75,18 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         other => return Err(ClientError::Unexpected(format!("{other:?}")).into()),
     };
     let (table, table_file) = open_table(&opened.table)?;
+    if options.hold.is_some() {
+        let names = objects.names.encode();
+        let path = names_path(&opened.table);
+        if !names.is_empty() {
+            std::fs::write(&path, names).map_err(|source| RestartError::System {
+                what: "note the names of sockets",
+                source,
+            })?;
+        }
+    } else {
+        objects.names.publish()?;
+    }
     let highest = checkpoint.images.iter().map(ImageFile::pid).max().unwrap_or(0);
     table.reserve_virtual(highest);
 
@@ -104,10 +118,12 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
             let text = ulpm_control::chain(&error).join(": ");
             let _ = client.call(&Request::RestartFailed { text });
             kill_all(table);
+            let _ = std::fs::remove_file(names_path(&opened.table));
             return Err(error);
         }
     };
     ipc.keep();
+    objects.names.forget();
     if options.verbose {
         eprintln!("ulpm_restart: job {} ({}) runs", opened.name, opened.job);
     }
@@ -124,6 +140,13 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     }
     link.exited(status);
     Ok(exit_code(status))
+}
+
+/// Where the managers find what they have to put in place when the job goes on.
+fn names_path(table: &Path) -> PathBuf {
+    let mut path = table.as_os_str().to_owned();
+    path.push(ulpm_protocol::restart::NAMES);
+    path.into()
 }
 
 fn read(options: &Options) -> Result<Checkpoint, RestartError> {

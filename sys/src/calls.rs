@@ -145,6 +145,29 @@ pub fn readlink<'a>(path: &CStr, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno
     Ok(&buffer[..len])
 }
 
+/// Gives a file another name, which it takes from any other file.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn rename(from: &CStr, to: &CStr) -> Result<(), Errno> {
+    let here = word(AT_FDCWD);
+    let [from, to] = [from, to].map(|path| path.as_ptr().addr());
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::RENAMEAT, [here, from, here, to, 0, 0]) }).map(drop)
+}
+
+/// Removes the name of a file.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn unlink(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::UNLINKAT, [word(AT_FDCWD), path.as_ptr().addr(), 0, 0, 0, 0]) })
+        .map(drop)
+}
+
 /// `struct stat` of x86-64 (arch/x86/include/uapi/asm/stat.h).
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -425,6 +448,18 @@ pub fn bytes_to_read(fd: i32) -> Result<usize, Errno> {
         syscall(nr::IOCTL, [word(fd), 0x541b, core::ptr::from_mut(&mut bytes).addr(), 0, 0, 0])
     })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// A number that ioctl(2) stores as an int.
+///
+/// # Errors
+///
+/// NOTTY, INVAL: not for this kind of file.
+pub fn get_ioctl(fd: i32, request: usize) -> Result<i32, Errno> {
+    let mut value = 0i32;
+    // SAFETY: borrowed; the requests that this is for store an int.
+    check(unsafe { syscall(nr::IOCTL, [word(fd), request, (&raw mut value).addr(), 0, 0, 0]) })
+        .map(|_| value)
 }
 
 /// Reads directory entries (`struct linux_dirent64`).

@@ -234,6 +234,24 @@ pub fn receive_message(
     })
 }
 
+/// Peeks at whole buffers of a stream: the last byte that is asked for has no room, so what the kernel would
+/// have had to take it from is left out.
+///
+/// # Errors
+///
+/// FAULT: the first buffer is what has no room. Else the kernel's.
+pub fn peek_short(fd: i32, bytes: &mut [u8]) -> Result<usize, Errno> {
+    // Nothing is ever mapped at the lowest addresses (vm.mmap_min_addr).
+    let vectors = [[bytes.as_mut_ptr().addr(), bytes.len()], [1, 1]];
+    let message = [0, 0, vectors.as_ptr().addr(), vectors.len(), 0, 0, 0];
+    let flags = msg::PEEK | msg::DONTWAIT;
+    // SAFETY: borrowed: a `struct msghdr` as in `receive_message`, without name and control data; the
+    // kernel checks the second vector itself.
+    check(unsafe {
+        syscall(nr::RECVMSG, [word(fd), message.as_ptr().addr(), word(flags), 0, 0, 0])
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ use crate::freeze::Failed;
 use crate::process::PerProcess;
 use crate::threads;
 
+pub(crate) use descriptors::let_go;
 pub(crate) use memory::Saved;
 
 /// What is to be saved, and the circumstances.

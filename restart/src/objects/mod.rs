@@ -26,8 +26,8 @@ use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
 use crate::path_map::PathMap;
 
-pub use socket::Outside;
 use socket::Sockets;
+pub use socket::{Circumstances, Names, Outside};
 
 /// Flags that say how a file was opened, and must not take effect when it is opened again.
 const NOT_AGAIN: libc::c_int = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW;
@@ -55,10 +55,13 @@ pub struct Objects {
     controlling: HashMap<i32, RawFd>,
     /// For each image, by its place, and each of its regions, by its own.
     backings: Vec<Vec<Backing>>,
+    /// Files of unix sockets.
+    pub names: Names,
 }
 
-/// Descriptions by their ids, and controlling terminals by the ids of those who lead their sessions.
-type Made = (HashMap<u64, RawFd>, HashMap<i32, RawFd>);
+/// Descriptions by their ids, controlling terminals by the ids of those who lead their sessions, and the files
+/// of unix sockets.
+type Made = (HashMap<u64, RawFd>, HashMap<i32, RawFd>, Names);
 
 struct Builder<'a> {
     base: RawFd,
@@ -81,7 +84,7 @@ impl Objects {
     pub fn create(
         images: &[ImageFile],
         paths: &PathMap,
-        outside: Outside,
+        circumstances: Circumstances,
     ) -> Result<Self, RestartError> {
         let used = images.iter().flat_map(|image| &image.meta.descriptors);
         let highest = used.map(|descriptor| descriptor.fd).max().unwrap_or(0);
@@ -101,8 +104,8 @@ impl Objects {
                 image.meta.regions.iter().map(|region| builder.backing(image, region)).collect()
             })
             .collect::<Result<_, _>>()?;
-        let (descriptions, controlling) = builder.descriptions(outside)?;
-        Ok(Self { base, descriptions, controlling, backings })
+        let (descriptions, controlling, names) = builder.descriptions(circumstances)?;
+        Ok(Self { base, descriptions, controlling, backings, names })
     }
 
     /// The descriptor that stands for a description.
@@ -272,11 +275,11 @@ impl Builder<'_> {
         Ok(fd)
     }
 
-    fn descriptions(&mut self, outside: Outside) -> Result<Made, RestartError> {
+    fn descriptions(&mut self, circumstances: Circumstances) -> Result<Made, RestartError> {
         let mut found = HashMap::new();
         let terminals = Terminals::make(self.images)?;
-        let mut sockets = Sockets::collect(self.images, outside);
-        sockets.make()?;
+        let mut sockets = Sockets::collect(self.images, circumstances);
+        sockets.make(self.paths)?;
         let mut pipes: HashMap<u64, [pipe::PipeEnd; 2]> = HashMap::new();
         for image in self.images {
             for description in &image.meta.descriptions {
@@ -305,12 +308,12 @@ impl Builder<'_> {
                 found.insert(description.id, lift(fd, self.base)?);
             }
         }
-        sockets.fill(&found)?;
+        let names = sockets.fill(&found, self.paths)?;
         let mut controlling = HashMap::new();
         for (pid, slave) in terminals.finish()? {
             controlling.insert(pid, lift(slave, self.base)?);
         }
-        Ok((found, controlling))
+        Ok((found, controlling, names))
     }
 
     /// The process of the job to which a file below /proc/PID belongs: it can be opened when that

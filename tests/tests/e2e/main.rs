@@ -19,6 +19,7 @@ mod storms;
 mod terminal;
 mod threads;
 mod tools;
+mod unix_sockets;
 
 /// Two tests of one program: five generations of checkpoint, `kill -9` and restart, and A → B → A → B.
 macro_rules! whole_life {

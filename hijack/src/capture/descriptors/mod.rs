@@ -17,7 +17,7 @@ use ulpm_image::meta::{Description, Descriptor, description_kind as kind};
 use ulpm_protocol::table::StreamId;
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{decimal, octal, value};
-use ulpm_sys::{FileStatus, mode, oflag};
+use ulpm_sys::{Errno, FileStatus, mode, oflag};
 
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
@@ -41,8 +41,29 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        ulpm_sys::close(self.ours);
+        // One that is under way in a socket has to stay until all processes have compared theirs with it.
+        if self.ours < FIRST_KEPT {
+            ulpm_sys::close(self.ours);
+        }
     }
+}
+
+/// From here on, descriptors of the manager are those that are under way in sockets; it has not so many of its
+/// own.
+const FIRST_KEPT: i32 = 64;
+
+/// Moves a descriptor that was received to where it stays until [`let_go`].
+fn keep(fd: i32) -> Result<i32, Errno> {
+    /// F_DUPFD_CLOEXEC
+    const DUPLICATE: i32 = 1030;
+    let kept = ulpm_sys::fcntl(fd, DUPLICATE, FIRST_KEPT as usize);
+    ulpm_sys::close(fd);
+    kept
+}
+
+/// Closes what was kept: every process of the job was saved, or none will be.
+pub(crate) fn let_go() {
+    let _ = ulpm_sys::close_range(FIRST_KEPT.cast_unsigned(), u32::MAX, false);
 }
 
 pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Failed> {
@@ -86,28 +107,53 @@ fn collect_from(
             cloexec: open.flags & oflag::CLOEXEC.cast_unsigned() != 0,
             description: description.id,
         });
-        // The first to come across a description saves its state.
-        let elected = description.id == own_number(task, fd)
-            && !meta.descriptions.iter().any(|known| known.id == description.id);
-        if open.locked {
-            lock::collect(task, &open, description.id, meta)?;
-        }
-        if elected {
-            save(subject, &open, &description, &mut sockets, meta)?;
-        }
-        if !meta.descriptions.iter().any(|known| known.id == description.id) {
-            if description.kind == kind::STREAM {
-                terminal::save(&open, &description, meta);
-            }
-            meta.descriptions.push(description);
-        }
+        take(subject, task, &open, description, &mut sockets, meta)?;
     }
+    let manager = ulpm_sys::gettid();
+    while let Some((open, description)) = sockets.in_flight.pop() {
+        take(subject, manager, &open, description, &mut sockets, meta)?;
+    }
+    Ok(())
+}
+
+/// Takes note of a description. The first to come across it saves its state.
+fn take(
+    subject: &Subject<'_>,
+    task: i32,
+    open: &Open,
+    description: Description,
+    sockets: &mut socket::Context,
+    meta: &mut Meta,
+) -> Result<(), Failed> {
+    if meta.descriptions.iter().any(|known| known.id == description.id) {
+        return Ok(());
+    }
+    if open.locked {
+        lock::collect(task, open, description.id, meta)?;
+    }
+    if description.id == own_number(task, open.fd) {
+        save(subject, open, &description, sockets, meta)?;
+    }
+    if description.kind == kind::STREAM {
+        terminal::save(open, &description, meta);
+    }
+    meta.descriptions.push(description);
     Ok(())
 }
 
 fn open_again(task: i32, pidfd: i32, fd: i32) -> Result<Open, Failed> {
     let failed = |errno| Failed::system("look at a descriptor", errno);
     let ours = ulpm_sys::pidfd_getfd(pidfd, fd).map_err(failed)?;
+    look_at(task, fd, ours).map_err(failed)
+}
+
+/// A descriptor of the manager's own table, which it has found under way in a socket.
+fn under_way(fd: i32) -> Result<Open, Failed> {
+    look_at(ulpm_sys::gettid(), fd, fd)
+        .map_err(|errno| Failed::system("look at a descriptor under way", errno))
+}
+
+fn look_at(task: i32, fd: i32, ours: i32) -> Result<Open, Errno> {
     let mut info_buffer = [0; 1024];
     let info_path = Text::<64>::path(format_args!("/proc/self/task/{task}/fdinfo/{fd}"));
     let info = read_file(info_path.c_str(), &mut info_buffer);
@@ -124,10 +170,10 @@ fn open_again(task: i32, pidfd: i32, fd: i32) -> Result<Open, Failed> {
         // The first of them stands near the beginning.
         locked: value(info, b"lock:").is_some(),
     };
-    open.status = ulpm_sys::fstat(ours).map_err(failed)?;
+    open.status = ulpm_sys::fstat(ours)?;
     let link = Text::<64>::path(format_args!("/proc/self/task/{task}/fd/{fd}"));
     let mut path = [0; 4096];
-    open.path = ulpm_sys::readlink(link.c_str(), &mut path).map_err(failed)?.to_vec();
+    open.path = ulpm_sys::readlink(link.c_str(), &mut path)?.to_vec();
     Ok(open)
 }
 
@@ -207,6 +253,11 @@ fn virtual_path(subject: &Subject<'_>, path: &[u8]) -> Vec<u8> {
 fn cannot(open: &Open, why: &str) -> Failed {
     let path = open.path.escape_ascii();
     let fd = open.fd;
+    if open.ours >= FIRST_KEPT {
+        return unsupported(format_args!(
+            "a descriptor ({path}) that is under way in a unix socket {why}, which cannot be saved yet"
+        ));
+    }
     unsupported(format_args!(
         "descriptor {fd} ({path}) {why}, which cannot be saved yet; close it before a checkpoint"
     ))

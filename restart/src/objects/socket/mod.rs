@@ -4,6 +4,8 @@
 //! description is asked for: [`Sockets::make`] makes each and brings it into its state, [`Sockets::fill`]
 //! puts into the queues what was in them when every description exists that may be under way in one.
 
+mod unix;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
@@ -13,6 +15,9 @@ use ulpm_sys::socket::{self, so};
 
 use crate::error::RestartError;
 use crate::image_file::ImageFile;
+use crate::path_map::PathMap;
+
+pub use unix::Names;
 
 /// What becomes of a socket whose other end is no process of the job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +29,15 @@ pub enum Outside {
     Refuse,
 }
 
+/// How a restart is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// See [`Outside`].
+    pub outside: Outside,
+    /// The job waits for the commit of a hand-over: the original may still go on.
+    pub hold: bool,
+}
+
 /// All sockets of a job, by inode.
 #[derive(Debug)]
 pub(super) struct Sockets<'a> {
@@ -31,13 +45,13 @@ pub(super) struct Sockets<'a> {
     /// O_… flags of their descriptions.
     flags: HashMap<u64, u32>,
     made: HashMap<u64, OwnedFd>,
-    #[expect(dead_code, reason = "the families that use it follow")]
-    outside: Outside,
+    circumstances: Circumstances,
+    unix: unix::Unix,
 }
 
 impl<'a> Sockets<'a> {
     /// Collects them from all images.
-    pub(super) fn collect(images: &'a [ImageFile], outside: Outside) -> Self {
+    pub(super) fn collect(images: &'a [ImageFile], circumstances: Circumstances) -> Self {
         let metas = || images.iter().map(|image| &image.meta);
         let descriptions = metas().flat_map(|meta| &meta.descriptions);
         Self {
@@ -50,12 +64,14 @@ impl<'a> Sockets<'a> {
                 .map(|description| (description.inode, description.flags))
                 .collect(),
             made: HashMap::new(),
-            outside,
+            circumstances,
+            unix: unix::Unix::default(),
         }
     }
 
     /// Makes all of them.
-    pub(super) fn make(&mut self) -> Result<(), RestartError> {
+    pub(super) fn make(&mut self, paths: &PathMap) -> Result<(), RestartError> {
+        self.make_unix(paths)?;
         if let Some(saved) = self.saved.values().find(|saved| !self.made.contains_key(&saved.inode))
         {
             let text = format!("socket {} is of family {}", saved.inode, saved.domain);
@@ -76,8 +92,13 @@ impl<'a> Sockets<'a> {
     }
 
     /// Fills the receive queues, and gives each socket the options and flags that it had. `descriptions` are
-    /// the descriptors that stand for all descriptions.
-    pub(super) fn fill(self, _descriptions: &HashMap<u64, RawFd>) -> Result<(), RestartError> {
+    /// the descriptors that stand for all descriptions. Returns the files that unix sockets are bound to.
+    pub(super) fn fill(
+        mut self,
+        descriptions: &HashMap<u64, RawFd>,
+        paths: &PathMap,
+    ) -> Result<Names, RestartError> {
+        self.fill_unix(descriptions, paths)?;
         for (inode, made) in &self.made {
             if let Some(saved) = self.saved.get(inode) {
                 set_options(made.as_raw_fd(), &saved.options)?;
@@ -85,7 +106,7 @@ impl<'a> Sockets<'a> {
             let flags = self.flags.get(inode).copied().unwrap_or(0).cast_signed();
             set_flags(made.as_raw_fd(), flags)?;
         }
-        Ok(())
+        Ok(self.unix.names)
     }
 }
 

@@ -4,8 +4,8 @@
 //! Everything is asked of the kernel: getsockopt(2), the names of both ends, `sock_diag` for what these do
 //! not tell ([`diag`]), and MSG_PEEK for what is in the receive queue ([`Peek`]).
 
-#[expect(dead_code, reason = "the families that use it follow")]
 mod diag;
+mod unix;
 
 use alloc::vec::Vec;
 
@@ -57,12 +57,30 @@ const OPTIONS: &[i32] = &[
 
 /// What is looked up once for all sockets of a process.
 #[derive(Default)]
-pub(super) struct Context {}
+pub(super) struct Context {
+    /// All unix sockets of the host, by inode, once one was met.
+    unix: Option<Vec<unix::Known>>,
+    /// What [`Peek`] reads into.
+    buffer: Vec<u8>,
+    /// Descriptors that were found under way in sockets, to be saved like all others.
+    pub(super) in_flight: Vec<(Open, Description)>,
+}
+
+impl Context {
+    fn unix(&mut self, inode: u64) -> Result<Option<&unix::Known>, Failed> {
+        if self.unix.is_none() {
+            self.unix = Some(unix::list()?);
+        }
+        let all = self.unix.as_deref().unwrap_or_default();
+        let found = all.binary_search_by_key(&inode, unix::Known::inode);
+        Ok(found.ok().and_then(|index| all.get(index)))
+    }
+}
 
 /// Says whether a socket can be saved, as far as its family tells.
 pub(super) fn kind(open: &Open) -> Result<u32, Failed> {
     match int(open, so::DOMAIN)? {
-        af::UNIX => Err(cannot(open, "is a unix socket")),
+        af::UNIX => Ok(()),
         af::INET | af::INET6 => Err(cannot(open, "is an internet socket")),
         af::NETLINK => Err(cannot(open, "is a netlink socket")),
         _ => Err(cannot(open, "is a socket of a family that ULPM does not know")),
@@ -71,13 +89,14 @@ pub(super) fn kind(open: &Open) -> Result<u32, Failed> {
 }
 
 pub(super) fn save(
-    _subject: &Subject<'_>,
+    subject: &Subject<'_>,
     open: &Open,
     description: &Description,
-    _context: &mut Context,
+    context: &mut Context,
     meta: &mut Meta,
 ) -> Result<(), Failed> {
-    let saved = common(open, description)?;
+    let mut saved = common(open, description)?;
+    unix::save(subject, open, &mut saved, context, meta)?;
     meta.sockets.push(saved);
     Ok(())
 }
@@ -139,7 +158,6 @@ fn buffers(open: &Open, options: &mut Vec<SocketOption>) {
 }
 
 /// What poll(2) says of a socket now.
-#[expect(dead_code, reason = "the families that use it follow")]
 fn poll_now(fd: i32, events: i16) -> i16 {
     let mut fds = [PollFd { fd, events, revents: 0 }];
     ulpm_sys::poll(&mut fds, 0).map_or(0, |_| fds[0].revents)
@@ -150,78 +168,96 @@ fn poll_now(fd: i32, events: i16) -> i16 {
 /// The kernel keeps the place, in SO_PEEK_OFF: the program's own value is given back in the end. Whoever
 /// looks must know that something is there, for to look into an empty queue takes an error that waits for
 /// the program.
-struct Peek {
+struct Peek<'a> {
     fd: i32,
     /// The program's SO_PEEK_OFF.
     program: i32,
     /// Bytes seen so far.
-    offset: i32,
+    offset: usize,
+    buffer: &'a mut Vec<u8>,
 }
 
-/// What was found.
-#[expect(dead_code, reason = "the families that use it follow")]
+/// What was found; its content is [`Peek::content`].
 struct Peeked {
-    content: Vec<u8>,
+    len: usize,
     source: Vec<u8>,
     /// Control data, as recvmsg(2) lays it out.
-    control: Vec<u64>,
-    control_len: usize,
+    control: Vec<u8>,
     flags: i32,
 }
 
-#[expect(dead_code, reason = "the families that use it follow")]
-impl Peek {
-    fn new(fd: i32) -> Result<Self, Errno> {
+impl<'a> Peek<'a> {
+    /// Room for what comes in one piece most of the time.
+    const ROOM: usize = 64 * 1024;
+
+    fn new(fd: i32, buffer: &'a mut Vec<u8>) -> Result<Self, Errno> {
         let program = socket::get_int_option(fd, so::SOL_SOCKET, so::PEEK_OFF)?;
-        let peek = Self { fd, program, offset: 0 };
+        let peek = Self { fd, program, offset: 0, buffer };
         peek.go_to(0)?;
         Ok(peek)
     }
 
-    fn go_to(&self, offset: i32) -> Result<(), Errno> {
+    fn go_to(&self, offset: usize) -> Result<(), Errno> {
+        let offset = i32::try_from(offset).map_err(|_| Errno::FBIG)?;
         socket::set_option(self.fd, so::SOL_SOCKET, so::PEEK_OFF, &offset.to_le_bytes())
     }
 
     /// The next message, or up to `most` bytes of a stream; `None` if there is none.
     ///
     /// `discard` is given the control data of an attempt for which the buffer was too short.
-    fn next(
-        &mut self,
-        mut most: usize,
-        mut discard: impl FnMut(&[u64], usize),
-    ) -> Result<Option<Peeked>, Errno> {
+    fn next(&mut self, most: usize, discard: fn(&[u8])) -> Result<Option<Peeked>, Errno> {
+        let mut needed = most.max(Self::ROOM);
         loop {
-            let mut content = alloc::vec![0; most];
+            if self.buffer.len() < needed {
+                self.buffer.resize(needed, 0);
+            }
+            let room = if most == 0 { &mut self.buffer[..] } else { &mut self.buffer[..most] };
+            let room_len = room.len();
             let mut source = [0; ADDRESS_LEN];
             // SCM_MAX_FD (253) descriptors, credentials, and what else there may be.
-            let mut control = alloc::vec![0u64; 256];
+            let mut control = [0u64; 256];
             let flags = msg::PEEK | msg::DONTWAIT | msg::TRUNC | msg::CMSG_CLOEXEC;
-            let found =
-                socket::receive_message(self.fd, &mut content, &mut source, &mut control, flags);
+            let found = socket::receive_message(self.fd, room, &mut source, &mut control, flags);
             let found = match found {
                 Err(Errno::AGAIN) => return Ok(None),
                 found => found?,
             };
-            if found.len > most {
-                discard(&control, found.control_len);
-                most = found.len;
+            let control = control.iter().flat_map(|word| word.to_le_bytes());
+            let control: Vec<u8> = control.take(found.control_len).collect();
+            if found.len > room_len {
+                discard(&control);
+                needed = found.len;
                 self.go_to(self.offset)?;
                 continue;
             }
-            content.truncate(found.len);
-            self.offset = self.offset.saturating_add(i32::try_from(found.len).unwrap_or(i32::MAX));
+            self.offset += found.len;
             return Ok(Some(Peeked {
-                content,
+                len: found.len,
                 source: source[..found.source_len].to_vec(),
                 control,
-                control_len: found.control_len,
                 flags: found.flags,
             }));
         }
     }
+
+    /// What [`Self::next`] has found.
+    fn content(&self, len: usize) -> &[u8] {
+        &self.buffer[..len]
+    }
+
+    /// How many of the `len` bytes of a stream at `start` lie before the kernel's last buffer of them.
+    fn before_last(&mut self, start: usize, len: usize) -> Result<usize, Errno> {
+        self.go_to(start)?;
+        let before = match socket::peek_short(self.fd, &mut self.buffer[..len - 1]) {
+            Err(Errno::FAULT) => Ok(0),
+            before => before,
+        };
+        self.go_to(self.offset)?;
+        before
+    }
 }
 
-impl Drop for Peek {
+impl Drop for Peek<'_> {
     fn drop(&mut self) {
         let program = self.program.to_le_bytes();
         let _ = socket::set_option(self.fd, so::SOL_SOCKET, so::PEEK_OFF, &program);
