@@ -77,7 +77,11 @@ int main(int argc, char **argv)
     long steps = guest_steps(argc, argv);
     CHECK(signal(SIGPIPE, SIG_IGN) == SIG_DFL);
     char box[64], words[64];
-    snprintf(box, sizeof box, "@ulpm-box-%d", (int)getpid());
+    /* Two hosts that are one have one set of abstract names: then it is to do without. */
+    if (argc > 2)
+        strcpy(box, "box");
+    else
+        snprintf(box, sizeof box, "@ulpm-box-%d", (int)getpid());
 
     int pair[2], packets[2], ended[2], deaf[2], cut[2];
     CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
@@ -134,7 +138,9 @@ int main(int argc, char **argv)
         while ((n = recv(to[0], numbers, sizeof numbers, 0)) > 0) {
             for (size_t k = 0; k < (size_t)n / sizeof *numbers; k++)
                 numbers[k]++;
-            CHECK_EQ(send(to[0], numbers, (size_t)n, MSG_NOSIGNAL), n);
+            /* The parent ends with two under way. */
+            if (send(to[0], numbers, (size_t)n, MSG_NOSIGNAL) != n)
+                break;
         }
         _exit(24);
     }

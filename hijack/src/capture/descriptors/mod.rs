@@ -125,19 +125,19 @@ fn take(
     sockets: &mut socket::Context,
     meta: &mut Meta,
 ) -> Result<(), Failed> {
-    if meta.descriptions.iter().any(|known| known.id == description.id) {
-        return Ok(());
-    }
     if open.locked {
         lock::collect(task, open, description.id, meta)?;
     }
     if description.id == own_number(task, open.fd) {
         save(subject, open, &description, sockets, meta)?;
     }
-    if description.kind == kind::STREAM {
-        terminal::save(open, &description, meta);
+    // One that was found under way in a socket may have been met again at a descriptor before its turn came.
+    if !meta.descriptions.iter().any(|known| known.id == description.id) {
+        if description.kind == kind::STREAM {
+            terminal::save(open, &description, meta);
+        }
+        meta.descriptions.push(description);
     }
-    meta.descriptions.push(description);
     Ok(())
 }
 
