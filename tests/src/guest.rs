@@ -276,8 +276,19 @@ impl Guest<'_> {
         }
         kill_all(|| self.members().unwrap_or_default())?;
         let code = self.running().wait(DEADLINE)?;
+        self.wait_for_the_rest();
         self.wait_forgotten()?;
         Ok(code)
+    }
+
+    /// Waits for what it has written, and what may still lie in the pipes.
+    fn wait_for_the_rest(&self) {
+        // What it left running may hold the streams open; what it has written itself is there by then.
+        let open = self.stdout.wait_end(Duration::from_secs(2)).is_err();
+        if open {
+            println!("{}: standard output is still open after the end", self.name);
+        }
+        let _ = self.stderr.wait_end(Duration::from_millis(if open { 10 } else { 2000 }));
     }
 
     /// Waits until its coordinator lists it no more.
@@ -317,12 +328,7 @@ impl Guest<'_> {
     pub fn finish_within(&self, deadline: Duration) -> Result<Finished> {
         let code =
             self.running().wait(deadline).map_err(|error| self.explain(&error.to_string()))?;
-        // What it left running may hold the streams open; what it has written itself is there by then.
-        let open = self.stdout.wait_end(Duration::from_secs(2)).is_err();
-        if open {
-            println!("{}: standard output is still open after the end", self.name);
-        }
-        let _ = self.stderr.wait_end(Duration::from_millis(if open { 10 } else { 2000 }));
+        self.wait_for_the_rest();
         Ok(Finished { code, stdout: self.output(), stderr: self.errors() })
     }
 }
