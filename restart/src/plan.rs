@@ -483,17 +483,18 @@ fn load<'a>(source: &'a Source<'_>) -> impl Iterator<Item = Operation> + 'a {
     let vdso = source.image.meta.regions.iter().find(|region| region.kind == kind::VDSO);
     let is_vdso = move |address| vdso.is_some_and(|vdso| (vdso.start..vdso.end).contains(&address));
     let image_fd = source.image_fd as isize as usize;
+    // Those are filled when they are made.
     let regions = source.image.meta.regions.iter();
-    let segments: Vec<_> = regions.filter(|region| region.kind == kind::SEGMENT).collect();
-    let is_segment =
-        move |address| segments.iter().any(|region| (region.start..region.end).contains(&address));
+    let filled: Vec<_> = regions.filter(|region| !loads(region)).collect();
+    let is_filled =
+        move |address| filled.iter().any(|region| (region.start..region.end).contains(&address));
     source
         .image
         .extents
         .iter()
         // Unchanged pages of a file come with the file, or with what was put together in its place.
         .filter(move |(_, extent)| {
-            !extent.base && !is_vdso(extent.address) && !is_segment(extent.address)
+            !extent.base && !is_vdso(extent.address) && !is_filled(extent.address)
         })
         .map(move |&(offset, extent)| {
             let word = |value: u64| usize::try_from(value).unwrap_or(0);

@@ -9,7 +9,7 @@ use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{MapsLine, VmFlags};
 use ulpm_sys::{Errno, FileStatus, PAGE, PageQuery, PageRegion, oflag, page_is, page_up, prot};
 
-use super::text::Lines;
+use super::text::{Directory, Lines};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
 use crate::process;
@@ -17,6 +17,7 @@ use crate::process;
 /// Kinds of elections.
 const SHARED_MEMORY: u64 = 3;
 const CARRIED_FILE: u64 = 4;
+const FILE_IN_MEMORY: u64 = 31;
 
 /// A private mapping of a file beyond this length is not carried in the image.
 const MAX_CARRIED: u64 = 128 << 20;
@@ -168,6 +169,11 @@ fn file(
     region: &mut Region,
 ) -> Result<Option<Content>, Failed> {
     let len = line.end - line.start;
+    let other_name = if line.shared { other_name(line) } else { None };
+    let line = &match &other_name {
+        Some(name) => MapsLine { name, ..*line },
+        None => *line,
+    };
     let status = same_file(line);
     let parts = [line.dev, line.inode, line.offset, len as u64];
     let Some(status) = status else {
@@ -187,7 +193,13 @@ fn file(
     region.file_len = u64::try_from(status.size).unwrap_or(0);
     region.mtime = [status.mtime, status.mtime_ns];
     if line.shared {
-        return Ok(None);
+        // What is in memory only goes with the job; other files are where they are.
+        let covered = region.file_len.saturating_sub(line.offset).min(len as u64);
+        if !in_memory_only(line) || covered == 0 || !subject.wins(FILE_IN_MEMORY, &parts)? {
+            return Ok(None);
+        }
+        region.flags |= flag::CARRIED;
+        return Ok(Some(Content::All(usize::try_from(covered).unwrap_or(len))));
     }
     let regular = status.mode & ulpm_sys::mode::TYPE == ulpm_sys::mode::REGULAR;
     let carried = regular
@@ -215,6 +227,33 @@ fn same_file(line: &MapsLine<'_>) -> Option<FileStatus> {
     }
     let path = Text::<4097>::path(format_args!("{}", core::str::from_utf8(line.name).ok()?));
     ulpm_sys::stat(path.c_str()).ok().filter(|status| status.ino == line.inode)
+}
+
+/// The name of a file that was made under another, as sem_open(3) does: the mapping shows that one, deleted.
+fn other_name(line: &MapsLine<'_>) -> Option<Vec<u8>> {
+    const FOLDER: &[u8] = b"/dev/shm/";
+    line.name.strip_prefix(FOLDER)?.strip_suffix(b" (deleted)")?;
+    let mut names = Directory::open(c"/dev/shm").ok()?;
+    while let Some(name) = names.next() {
+        let whole = [FOLDER, name].concat();
+        let named = MapsLine { name: &whole, ..*line };
+        if same_file(&named).is_some() {
+            return Some(whole);
+        }
+    }
+    None
+}
+
+/// Whether a file lies on a file system that the next boot finds empty, as those of shm_open(3) and sem_open(3).
+fn in_memory_only(line: &MapsLine<'_>) -> bool {
+    /// include/uapi/linux/magic.h
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let Ok(path) = core::str::from_utf8(line.name) else { return false };
+    let path = Text::<4097>::path(format_args!("{path}"));
+    let Ok(fd) = ulpm_sys::open(path.c_str(), oflag::PATH | oflag::CLOEXEC) else { return false };
+    let found = ulpm_sys::filesystem(fd);
+    ulpm_sys::close(fd);
+    found == Ok(TMPFS_MAGIC)
 }
 
 /// Finds the pages of a region that are to be saved, in runs by address; `base` says whether they are

@@ -20,6 +20,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use ulpm_image::meta::{Description, Region, description_kind, region_flag, region_kind};
+use ulpm_sys::proc::MapsLine;
 
 use self::terminal::Terminals;
 use crate::error::{RestartError, system};
@@ -228,12 +229,67 @@ impl Builder<'_> {
         if let Some(&fd) = self.files.get(&key) {
             return Ok(fd);
         }
+        if shared && !self.files.contains_key(&(key.0.clone(), !write)) {
+            self.file_in_memory(region, &key.0).map_err(|source| RestartError::Open {
+                pid: image.pid(),
+                path: key.0.clone(),
+                source,
+            })?;
+        }
         let file = OpenOptions::new().read(true).write(write).open(&key.0).map_err(|source| {
             RestartError::Open { pid: image.pid(), path: key.0.clone(), source }
         })?;
         let fd = lift(file.into(), self.base)?;
         self.files.insert(key, fd);
         Ok(fd)
+    }
+
+    /// Gives a file that is in memory only, and mapped shared, the content that was saved: if it is not there, as
+    /// on another host, or if it is the one that was saved and nobody has it mapped, as behind a `kill -9`.
+    fn file_in_memory(&self, region: &Region, path: &Path) -> io::Result<()> {
+        let parts: Vec<(&ImageFile, &Region)> = self
+            .images
+            .iter()
+            .flat_map(|image| image.meta.regions.iter().map(move |part| (image, part)))
+            .filter(|(_, part)| {
+                let flags = region_flag::CARRIED | region_flag::SHARED;
+                part.kind == region_kind::FILE
+                    && part.flags & flags == flags
+                    && (part.dev, part.inode) == (region.dev, region.inode)
+            })
+            .collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let file = match fs::metadata(path) {
+            Ok(found) if found.ino() == region.inode && !is_mapped(region) => {
+                OpenOptions::new().read(true).write(true).open(path)?
+            }
+            Ok(_) => return Ok(()),
+            Err(_) => {
+                let mut options = OpenOptions::new();
+                options.read(true).write(true).create_new(true);
+                std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+                options.open(path)?
+            }
+        };
+        // What is not in the images is zero; what no part covers stays as it is, where it is.
+        file.set_len(region.file_len)?;
+        for (image, part) in parts {
+            let len = (part.end - part.start).min(region.file_len.saturating_sub(part.offset));
+            let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
+            for (offset, extent) in &image.extents {
+                if (part.start..part.end).contains(&extent.address) {
+                    let at = usize::try_from(extent.address - part.start).unwrap_or(0);
+                    let end = (at + extent.len()).min(data.len());
+                    if at < end {
+                        image.file.read_exact_at(&mut data[at..end], *offset)?;
+                    }
+                }
+            }
+            file.write_all_at(&data, part.offset)?;
+        }
+        Ok(())
     }
 
     /// A file from what the images hold of it.
@@ -247,7 +303,8 @@ impl Builder<'_> {
         let parts = self.images.iter().flat_map(|image| {
             image.meta.regions.iter().map(move |part| (image, part)).filter(|(_, part)| {
                 part.kind == region_kind::FILE
-                    && part.flags & region_flag::CARRIED != 0
+                    && part.flags & (region_flag::CARRIED | region_flag::SHARED)
+                        == region_flag::CARRIED
                     && (part.dev, part.inode) == key
             })
         });
@@ -353,6 +410,16 @@ fn temporary_directory() -> Result<PathBuf, RestartError> {
     nix::unistd::mkdtemp(&template).map_err(|errno| RestartError::System {
         what: "make a temporary directory",
         source: errno.into(),
+    })
+}
+
+/// Whether a process has the file of a region mapped, under whatever name.
+fn is_mapped(region: &Region) -> bool {
+    let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut maps = listed.filter_map(|entry| fs::read(entry.path().join("maps")).ok());
+    maps.any(|maps| {
+        let mut lines = maps.split(|&byte| byte == b'\n').filter_map(MapsLine::parse);
+        lines.any(|line| (line.dev, line.inode) == (region.dev, region.inode))
     })
 }
 

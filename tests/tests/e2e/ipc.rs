@@ -10,6 +10,7 @@ whole_life! {
     shared_memory => Program::guest("shm", 200);
     semaphores => Program::guest("sem", 200);
     messages => Program::guest("msg", 200);
+    posix_shared_memory_and_semaphores => Program::guest("posix_shm", 200);
 }
 
 /// The guests, and the file that lists the objects that each has.
@@ -60,6 +61,24 @@ fn what_a_killed_job_leaves_is_taken_over() -> Result {
             ensure!(id(name, &guest)?.is_none(), "{name}: it is left over");
         }
         Ok(())
+    })
+}
+
+/// As on another host, or after the next boot.
+#[test]
+fn files_in_memory_that_are_gone_are_made_again() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("posix_shm", 60))?;
+        guest.set_limit(30)?;
+        guest.wait_step(5)?;
+        let checkpoint = lab.checkpoint(&guest)?;
+        guest.kill_tree()?;
+        let errors = guest.errors();
+        let name = errors.lines().find_map(|line| line.strip_prefix("name "));
+        let name = name.ok_or("the guest has not said its name")?;
+        fs::remove_file(format!("/dev/shm/ulpm-test-{name}-n"))?;
+        fs::remove_file(format!("/dev/shm/sem.ulpm-test-{name}-a"))?;
+        ends_well(&lab.restart(&guest, &checkpoint.path)?)
     })
 }
 
