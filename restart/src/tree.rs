@@ -441,7 +441,12 @@ impl<'a> Tree<'a> {
     fn set_attributes(&self, index: usize) -> Result<(), String> {
         let meta = &self.images[index].meta;
         let process = &meta.process;
-        let cwd = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&process.cwd)));
+        let mut cwd = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&process.cwd)));
+        if let Some(gone) = meta.deleted_cwd.first()
+            && let Some(fd) = self.objects.deleted_directory((gone.dev, gone.inode))
+        {
+            cwd = format!("/proc/self/fd/{fd}").into();
+        }
         std::env::set_current_dir(&cwd)
             .map_err(|error| format!("cannot change to directory {}: {error}", cwd.display()))?;
         set_groups(&process.groups)?;

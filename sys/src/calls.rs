@@ -248,6 +248,26 @@ pub fn fcntl(fd: i32, command: i32, argument: usize) -> Result<i32, Errno> {
     check(unsafe { syscall(nr::FCNTL, [word(fd), word(command), argument, 0, 0, 0]) }).map(int)
 }
 
+/// Where data begins in a file, at or behind `from`.
+///
+/// # Errors
+///
+/// NXIO: there is none.
+pub fn seek_data(fd: i32, from: usize) -> Result<usize, Errno> {
+    // SAFETY: no memory is involved. 3 is SEEK_DATA.
+    check(unsafe { syscall(nr::LSEEK, [word(fd), from, 3, 0, 0, 0]) })
+}
+
+/// Where a hole begins in a file, at or behind `from`; its end is one.
+///
+/// # Errors
+///
+/// NXIO: `from` is behind the end.
+pub fn seek_hole(fd: i32, from: usize) -> Result<usize, Errno> {
+    // SAFETY: no memory is involved. 4 is SEEK_HOLE.
+    check(unsafe { syscall(nr::LSEEK, [word(fd), from, 4, 0, 0, 0]) })
+}
+
 /// `F_GETSIG`.
 pub const F_GETSIG: i32 = 11;
 /// `F_SETSIG`.

@@ -28,6 +28,7 @@ errnos! {
     SRCH = 3, "no such process";
     INTR = 4, "interrupted";
     IO = 5, "input/output error";
+    NXIO = 6, "no such device or address";
     BADF = 9, "bad file descriptor";
     CHILD = 10, "no child processes";
     AGAIN = 11, "resource temporarily unavailable";

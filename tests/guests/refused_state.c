@@ -25,10 +25,13 @@ int main(int argc, char **argv)
         snprintf(name, sizeof name, "/ulpm-test-%d", (int)getpid());
         CHECK(mq_open(name, O_RDWR | O_CREAT, 0600, NULL) >= 0);
         CHECK_EQ(mq_unlink(name), 0);
-    } else if (strcmp(what, "directory") == 0) {
-        CHECK_EQ(mkdir("gone", 0700), 0);
-        CHECK_EQ(chdir("gone"), 0);
-        CHECK_EQ(rmdir("../gone"), 0);
+    } else if (strcmp(what, "linked") == 0) {
+        CHECK(open("linked", O_RDWR | O_CREAT, 0600) >= 0);
+        CHECK_EQ(mkdir("elsewhere", 0700), 0);
+        CHECK_EQ(rename("linked", "elsewhere/first"), 0);
+        CHECK_EQ(link("elsewhere/first", "linked"), 0);
+        CHECK(open("linked", O_RDWR) >= 0);
+        CHECK_EQ(unlink("linked"), 0);
     } else if (strcmp(what, "seccomp") == 0) {
         struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
         struct sock_fprog program = {1, &allow};

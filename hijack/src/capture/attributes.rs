@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use ulpm_image::Meta;
-use ulpm_image::meta::{Action, Limit, MemoryMap, Pending, Process, Timer};
+use ulpm_image::meta::{Action, DeletedDirectory, Limit, MemoryMap, Pending, Process, Timer};
 use ulpm_protocol::table::SlotState;
 use ulpm_sys::arch::{nr, syscall};
 use ulpm_sys::proc::{Stat, decimal, hex, octal, value};
@@ -66,11 +66,14 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         heap: [crate::heap::address() as u64, crate::heap::LEN as u64],
         vdso: [0, 1].map(|i| process::VDSO[i].load(Ordering::Relaxed) as u64),
     };
-    if ulpm_sys::stat(c"/proc/self/cwd").is_ok_and(|status| status.nlink == 0) {
-        return Err(super::unsupported(format_args!(
-            "its working directory {} cannot be found again; have it change to another",
-            meta.process.cwd.escape_ascii()
-        )));
+    if meta.process.cwd.ends_with(b" (deleted)") {
+        let status = ulpm_sys::stat(c"/proc/self/cwd");
+        let status = status.map_err(|e| Failed::system("look at the working directory", e))?;
+        meta.deleted_cwd.push(DeletedDirectory {
+            dev: status.dev,
+            inode: status.ino,
+            mode: status.mode & !ulpm_sys::mode::TYPE,
+        });
     }
     threads::note_attributes(subject.own);
     memory_map(meta)?;

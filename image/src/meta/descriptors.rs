@@ -24,7 +24,7 @@ pub mod description_kind {
     pub const PIPE: u32 = 2;
     /// A standard stream of the launcher: 0, 1 or 2 as `inode`.
     pub const STREAM: u32 = 3;
-    /// A regular file that was deleted: a [`DeletedFile`](super::DeletedFile) with this `dev` and
+    /// A directory that was deleted, or a regular file: a [`DeletedFile`](super::DeletedFile) with this `dev` and
     /// `inode` has its content. Shared memory regions with them are the same object.
     pub const DELETED: u32 = 4;
     /// A named pipe: a [`Fifo`](super::Fifo) with this `dev` and `inode` has its content. `position` is 1 for
@@ -103,7 +103,19 @@ DeletedFile {
     dev: u64,
     /// Inode.
     inode: u64,
-    /// All of it.
+    /// How long it is.
+    len: u64,
+    /// What it holds; elsewhere there are holes.
+    parts: Vec<FilePart>,
+}
+}
+
+record! {
+/// A part of a file.
+FilePart {
+    /// Where it begins.
+    offset: u64,
+    /// Its bytes.
     content: Vec<u8>,
 }
 }

@@ -4,6 +4,18 @@ use alloc::vec::Vec;
 
 use crate::wire::record;
 
+record! {
+/// A working directory that was deleted; descriptions with its `dev` and `inode` are the same one.
+DeletedDirectory {
+    /// Device.
+    dev: u64,
+    /// Inode.
+    inode: u64,
+    /// Mode bits.
+    mode: u32,
+}
+}
+
 /// `Lock::kind`.
 pub mod lock_kind {
     /// flock(2).

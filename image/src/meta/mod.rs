@@ -257,6 +257,8 @@ pub struct Meta {
     pub terminals: Vec<Terminal>,
     /// File locks, as far as descriptors lead to them.
     pub locks: Vec<Lock>,
+    /// The working directory, if it was deleted.
+    pub deleted_cwd: Vec<DeletedDirectory>,
     /// Children that have ended.
     pub zombies: Vec<Zombie>,
     /// Resource limits by number.
@@ -344,6 +346,7 @@ sections! {
     26 terminals,
     27 fifos,
     28 locks,
+    29 deleted_cwd,
     30 ipc,
 }
 

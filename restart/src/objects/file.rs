@@ -1,33 +1,121 @@
 //! Files, with and without a name, and the standard streams.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use ulpm_image::meta::Description;
+use ulpm_image::meta::{DeletedFile, Description, description_kind};
 
-use super::{Builder, NOT_AGAIN};
+use super::{Builder, NOT_AGAIN, lift, memory_object, original_name};
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
 
 impl Builder<'_> {
     /// A description of its own of a file without a name.
     pub(super) fn deleted(&mut self, description: &Description) -> Result<OwnedFd, RestartError> {
-        let object = self.memory(description.dev, description.inode)?;
-        let flags =
-            description.flags.cast_signed() & !(NOT_AGAIN | libc::O_DIRECT | libc::O_TMPFILE);
+        let key = (description.dev, description.inode);
+        let is_directory = description.mode & libc::S_IFMT == libc::S_IFDIR;
+        let object = if is_directory {
+            let path = Path::new(std::ffi::OsStr::from_bytes(&description.path));
+            self.deleted_directory(key, description.mode & 0o7777, path)?
+        } else {
+            self.memory(key.0, key.1)?
+        };
+        let mut flags = description.flags.cast_signed() & !NOT_AGAIN;
+        if !is_directory {
+            // The second is a part of how such a file is made, with a bit that asks for a directory.
+            flags &= !(libc::O_DIRECT | libc::O_TMPFILE);
+        }
         let path = std::ffi::CString::new(format!("/proc/self/fd/{object}")).unwrap_or_default();
         let position = libc::off_t::try_from(description.position).unwrap_or(libc::off_t::MAX);
-        // SAFETY: the path is NUL-terminated; the second call takes numbers only.
+        // Only the description that made a file without a name says so, and such a file may be given one.
+        let wanted = libc::O_TMPFILE | libc::O_RDWR;
+        // SAFETY: the calls take numbers only, and one path that is NUL-terminated.
         unsafe {
-            let fd = libc::open(path.as_ptr(), flags | libc::O_CLOEXEC);
-            if fd < 0 || libc::lseek(fd, position, libc::SEEK_SET) < 0 {
+            let made = description.flags.cast_signed() & wanted == wanted
+                && libc::fcntl(object, libc::F_GETFL) & wanted == wanted
+                && self.given.insert(key);
+            let fd = if made {
+                let status = flags & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME);
+                libc::fcntl(object, libc::F_SETFL, status);
+                libc::fcntl(object, libc::F_DUPFD_CLOEXEC, 3)
+            } else {
+                libc::open(path.as_ptr(), flags | libc::O_CLOEXEC)
+            };
+            let only_names = flags & libc::O_PATH != 0;
+            if fd < 0 || !only_names && libc::lseek(fd, position, libc::SEEK_SET) < 0 {
                 return Err(system("open a file without a name again"));
             }
-            Ok(OwnedFd::from_raw_fd(fd))
+            let fd = OwnedFd::from_raw_fd(fd);
+            if description.flags.cast_signed() & libc::O_DIRECT != 0 && !only_names {
+                // Where the file is in memory now, the kernel may not know that, and nothing needs it.
+                let status = flags & (libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME);
+                libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, status | libc::O_DIRECT);
+            }
+            Ok(fd)
         }
+    }
+
+    /// A file without a name, with its content: in the file system that it was in, where that can be.
+    pub(super) fn nameless(&self, file: &DeletedFile) -> Result<File, RestartError> {
+        let mut descriptions = self.images.iter().flat_map(|image| &image.meta.descriptions);
+        let known = descriptions.find(|other| {
+            other.kind == description_kind::DELETED
+                && (other.dev, other.inode) == (file.dev, file.inode)
+        });
+        let made = known.and_then(|description| {
+            let path = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&description.path)));
+            // Only a file that was made without a name may be given one.
+            let made_so = description.flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE;
+            let exclusive = if made_so { 0 } else { libc::O_EXCL };
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE | exclusive);
+            options.open(path.parent()?).ok()
+        });
+        let object = match made {
+            Some(object) => object,
+            None => memory_object(c"ulpm-deleted", 0)?,
+        };
+        let failed = |source| RestartError::System { what: "fill a file without a name", source };
+        object.set_len(file.len).map_err(failed)?;
+        for part in &file.parts {
+            object.write_all_at(&part.content, part.offset).map_err(failed)?;
+        }
+        if let Some(description) = known {
+            let mode = Permissions::from_mode(description.mode & 0o7777);
+            object.set_permissions(mode).map_err(failed)?;
+        }
+        Ok(object)
+    }
+
+    /// A directory that was deleted: made and removed again. It has a name for as long.
+    pub(super) fn deleted_directory(
+        &mut self,
+        key: (u64, u64),
+        mode: u32,
+        path: &Path,
+    ) -> Result<RawFd, RestartError> {
+        if let Some(&fd) = self.directories.get(&key) {
+            return Ok(fd);
+        }
+        let failed =
+            |source| RestartError::System { what: "make a directory that was deleted", source };
+        let original = original_name(&self.paths.map(path));
+        let place = match std::fs::create_dir(&original) {
+            Ok(()) => original,
+            // Its name is taken, or the directory that it was in is gone too.
+            Err(_) => super::temporary_directory()?,
+        };
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&place);
+        let removed = std::fs::remove_dir(&place);
+        let file = opened.map_err(failed)?;
+        removed.map_err(failed)?;
+        file.set_permissions(Permissions::from_mode(mode)).map_err(failed)?;
+        let fd = lift(file.into(), self.base)?;
+        self.directories.insert(key, fd);
+        Ok(fd)
     }
 
     pub(super) fn open(
@@ -36,7 +124,11 @@ impl Builder<'_> {
         description: &Description,
     ) -> Result<OwnedFd, RestartError> {
         let path = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&description.path)));
-        let flags = description.flags.cast_signed() & !(NOT_AGAIN | libc::O_ACCMODE);
+        let mut flags = description.flags.cast_signed() & !(NOT_AGAIN | libc::O_ACCMODE);
+        // A link itself.
+        if flags & libc::O_PATH != 0 && description.mode & libc::S_IFMT == libc::S_IFLNK {
+            flags |= libc::O_NOFOLLOW;
+        }
         let access = description.flags.cast_signed() & libc::O_ACCMODE;
         let file = OpenOptions::new()
             .read(access != libc::O_WRONLY)

@@ -11,7 +11,7 @@ mod pipe;
 mod socket;
 mod terminal;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
@@ -52,6 +52,7 @@ pub struct Objects {
     /// The first descriptor number that no process uses.
     pub base: RawFd,
     descriptions: HashMap<u64, RawFd>,
+    directories: HashMap<(u64, u64), RawFd>,
     /// Slaves, by the id of the process whose controlling terminal they become.
     controlling: HashMap<i32, RawFd>,
     /// For each image, by its place, and each of its regions, by its own.
@@ -70,6 +71,10 @@ struct Builder<'a> {
     paths: &'a PathMap,
     /// By device and inode.
     memory: HashMap<(u64, u64), RawFd>,
+    /// Objects whose own description is one of the job's, likewise.
+    given: HashSet<(u64, u64)>,
+    /// Directories that were deleted, likewise.
+    directories: HashMap<(u64, u64), RawFd>,
     /// By path, and whether it is to be written.
     files: HashMap<(PathBuf, bool), RawFd>,
     /// Files that are not here as they were, put together from what images carry of them.
@@ -96,6 +101,8 @@ impl Objects {
             images,
             paths,
             memory: HashMap::new(),
+            given: HashSet::new(),
+            directories: HashMap::new(),
             files: HashMap::new(),
             carried: HashMap::new(),
         };
@@ -106,7 +113,14 @@ impl Objects {
             })
             .collect::<Result<_, _>>()?;
         let (descriptions, controlling, names) = builder.descriptions(circumstances)?;
-        Ok(Self { base, descriptions, controlling, backings, names })
+        for image in images {
+            for gone in &image.meta.deleted_cwd {
+                let path = Path::new(std::ffi::OsStr::from_bytes(&image.meta.process.cwd));
+                builder.deleted_directory((gone.dev, gone.inode), gone.mode, path)?;
+            }
+        }
+        let directories = builder.directories;
+        Ok(Self { base, descriptions, directories, controlling, backings, names })
     }
 
     /// The descriptor that stands for a description.
@@ -119,6 +133,12 @@ impl Objects {
     #[must_use]
     pub fn controlling(&self, pid: i32) -> Option<RawFd> {
         self.controlling.get(&pid).copied()
+    }
+
+    /// A directory that was deleted, by device and inode.
+    #[must_use]
+    pub fn deleted_directory(&self, key: (u64, u64)) -> Option<RawFd> {
+        self.directories.get(&key).copied()
     }
 
     /// All descriptors.
@@ -135,7 +155,7 @@ impl Objects {
         objects.sort_unstable();
         objects.dedup();
         let others = self.descriptions.values().chain(self.controlling.values());
-        objects.into_iter().chain(others.copied())
+        objects.into_iter().chain(others.chain(self.directories.values()).copied())
     }
 
     /// What the regions of an image are mapped from.
@@ -200,17 +220,8 @@ impl Builder<'_> {
             .max()
             .unwrap_or(0);
         let mut files = self.images.iter().flat_map(|image| &image.meta.deleted);
-        let content =
-            files.find(|file| (file.dev, file.inode) == key).map(|file| &file.content[..]);
-        let object = match content {
-            Some(content) => {
-                let object = memory_object(c"ulpm-deleted", content.len() as u64)?;
-                object.write_all_at(content, 0).map_err(|source| RestartError::System {
-                    what: "fill a memory object",
-                    source,
-                })?;
-                object
-            }
+        let object = match files.find(|file| (file.dev, file.inode) == key) {
+            Some(file) => self.nameless(file)?,
             None => memory_object(c"ulpm-shared", len)?,
         };
         let fd = lift(object.into(), self.base)?;

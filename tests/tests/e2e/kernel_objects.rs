@@ -14,6 +14,7 @@ whole_life! {
     file_without_a_name => Program::guest("files", 200).arg("nameless");
     pipes => Program::guest("pipes", 200);
     packets => Program::guest("packets", 200);
+    files_in_odd_states => Program::guest("odd_files", 150);
     locks => Program::guest("locks", 150);
     named_pipes => Program::guest("fifos", 200);
 }

@@ -250,8 +250,8 @@ fn message_queue() -> Result {
 }
 
 #[test]
-fn working_directory_that_was_removed() -> Result {
-    state_refused("directory", &["working directory", "gone"])
+fn deleted_name_of_a_file_whose_other_name_is_not_known() -> Result {
+    state_refused("linked", &["was deleted under this name"])
 }
 
 #[test]

@@ -1,45 +1,68 @@
 //! Regular files and directories, and the content of those that have no name any more.
 
-use ulpm_image::Meta;
-use ulpm_image::meta::{DeletedFile, description_kind as kind};
-use ulpm_sys::fmt::Text;
-use ulpm_sys::{mode, oflag};
+use alloc::vec::Vec;
 
+use ulpm_image::Meta;
+use ulpm_image::meta::{DeletedFile, Description, FilePart, description_kind as kind};
+use ulpm_sys::fmt::Text;
+use ulpm_sys::{Errno, mode, oflag};
+
+use super::super::text::Directory;
 use super::{Open, Subject, cannot};
 use crate::freeze::Failed;
 
 /// The election of the process that saves a file's content: several descriptions may lead to it.
 const DELETED: u64 = 5;
 
-/// The longest file without a name whose content is saved, in bytes.
-const MAX_DELETED: i64 = 256 << 20;
+/// The most that is saved of a file without a name, in bytes; holes do not count.
+const MAX_DELETED: usize = 256 << 20;
 
 /// The file system of POSIX message queues (ipc/mqueue.c).
 const MQUEUE_MAGIC: u64 = 0x1980_0202;
 
-pub(super) fn kind(open: &Open) -> Result<u32, Failed> {
-    let is_deleted = open.path.ends_with(b" (deleted)");
-    if open.status.mode & mode::TYPE == mode::DIRECTORY {
-        return if is_deleted {
-            Err(cannot(open, "is a directory that was deleted"))
-        } else {
-            Ok(kind::FILE)
-        };
-    }
+/// What a file with or without a name is; one that has another name than it was opened by gets that.
+pub(super) fn kind(open: &Open, description: &mut Description) -> Result<u32, Failed> {
     if ulpm_sys::filesystem(open.ours) == Ok(MQUEUE_MAGIC) {
         return Err(cannot(open, "is a message queue"));
     }
-    if !is_deleted {
-        return Ok(kind::FILE);
-    }
-    if open.status.size > MAX_DELETED {
-        let why = "was deleted, and is longer than what is saved of such a file";
-        return Err(cannot(open, why));
+    let Some(old) = open.path.strip_suffix(b" (deleted)") else { return Ok(kind::FILE) };
+    let is_regular = open.status.mode & mode::TYPE == mode::REGULAR;
+    if is_regular && open.status.nlink > 0 {
+        if let Some(path) = other_name(old, open) {
+            description.path = path;
+            return Ok(kind::FILE);
+        }
+        // What is written to it is for whoever knows the other name.
+        if open.flags & oflag::ACCMODE.cast_unsigned() != oflag::RDONLY.cast_unsigned() {
+            let why = "was deleted under this name and has another, in another directory";
+            return Err(cannot(open, why));
+        }
     }
     Ok(kind::DELETED)
 }
 
+/// Another name of a file, in the directory in which it had this one.
+fn other_name(old: &[u8], open: &Open) -> Option<Vec<u8>> {
+    let slash = old.iter().rposition(|&byte| byte == b'/')?;
+    let directory = core::str::from_utf8(&old[..=slash]).ok()?;
+    let path = Text::<4097>::path(format_args!("{directory}"));
+    let mut names = Directory::open(path.c_str()).ok()?;
+    while let Some(name) = names.next() {
+        let Ok(name) = core::str::from_utf8(name) else { continue };
+        let path = Text::<4097>::path(format_args!("{directory}{name}"));
+        let is_same = ulpm_sys::stat(path.c_str())
+            .is_ok_and(|found| (found.dev, found.ino) == (open.status.dev, open.status.ino));
+        if is_same {
+            return Some(path.bytes().to_vec());
+        }
+    }
+    None
+}
+
 pub(super) fn save(subject: &Subject<'_>, open: &Open, meta: &mut Meta) -> Result<(), Failed> {
+    if open.status.mode & mode::TYPE != mode::REGULAR {
+        return Ok(()); // A directory that was deleted is empty.
+    }
     let id = [open.status.dev, open.status.ino];
     let known = meta.deleted.iter().any(|file| [file.dev, file.inode] == id);
     if !known && subject.wins(DELETED, &id)? {
@@ -54,16 +77,45 @@ fn content(open: &Open) -> Result<DeletedFile, Failed> {
     // Opened anew, for the descriptor may be for writing only.
     let link = Text::<64>::path(format_args!("/proc/thread-self/fd/{}", open.ours));
     let from = ulpm_sys::open(link.c_str(), oflag::RDONLY | oflag::CLOEXEC).map_err(failed)?;
-    let mut content = alloc::vec![0; usize::try_from(open.status.size).unwrap_or(0)];
-    let mut read = 0;
-    let result = loop {
-        match ulpm_sys::pread(from, &mut content[read..], read) {
-            Ok(0) => break Ok(()),
-            Ok(more) => read += more,
-            Err(errno) => break Err(failed(errno)),
-        }
-    };
+    let parts = parts(from, usize::try_from(open.status.size).unwrap_or(0));
     ulpm_sys::close(from);
-    content.truncate(read);
-    result.map(|()| DeletedFile { dev: open.status.dev, inode: open.status.ino, content })
+    match parts.map_err(failed)? {
+        Some(parts) => Ok(DeletedFile {
+            dev: open.status.dev,
+            inode: open.status.ino,
+            len: u64::try_from(open.status.size).unwrap_or(0),
+            parts,
+        }),
+        None => Err(cannot(open, "was deleted, and holds more than what is saved of such a file")),
+    }
+}
+
+/// What a file holds, without its holes; `None` if it is too much.
+fn parts(from: i32, len: usize) -> Result<Option<Vec<FilePart>>, Errno> {
+    let mut parts = Vec::new();
+    let (mut at, mut total) = (0, 0);
+    while at < len {
+        let start = match ulpm_sys::seek_data(from, at) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        let end = ulpm_sys::seek_hole(from, start)?.min(len);
+        total += end - start;
+        if total > MAX_DELETED {
+            return Ok(None);
+        }
+        let mut content = alloc::vec![0; end - start];
+        let mut read = 0;
+        while read < content.len() {
+            match ulpm_sys::pread(from, &mut content[read..], start + read)? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        content.truncate(read);
+        parts.push(FilePart { offset: start as u64, content });
+        at = end;
+    }
+    Ok(Some(parts))
 }

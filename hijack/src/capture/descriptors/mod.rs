@@ -198,7 +198,8 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         return Ok(description);
     }
     description.kind = match status.mode & mode::TYPE {
-        mode::REGULAR | mode::DIRECTORY => file::kind(open)?,
+        _ if open.flags & oflag::PATH.cast_unsigned() != 0 => path_only(open, &mut description)?,
+        mode::REGULAR | mode::DIRECTORY => file::kind(open, &mut description)?,
         mode::CHARACTER => terminal::kind(open)?,
         mode::FIFO => pipe::kind(open),
         mode::SOCKET => socket::kind(open)?,
@@ -215,6 +216,15 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
     }
     description.id = identity(subject, task, open)?;
     Ok(description)
+}
+
+/// What only names a file (O_PATH), of whichever type.
+fn path_only(open: &Open, description: &mut Description) -> Result<u32, Failed> {
+    match open.status.mode & mode::TYPE {
+        mode::REGULAR | mode::DIRECTORY => file::kind(open, description),
+        _ if open.path.starts_with(b"/") && !open.path.ends_with(b" (deleted)") => Ok(kind::FILE),
+        _ => Err(cannot(open, "names something that has no name any more")),
+    }
 }
 
 /// Saves the state of a description.
