@@ -15,6 +15,7 @@ mod other_kernel;
 mod processes;
 mod programs;
 mod refusals;
+mod servers;
 mod storms;
 mod terminal;
 mod threads;

@@ -1,7 +1,12 @@
 //! Unix sockets.
 
+use std::io::Write as _;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::{Duration, Instant};
+
 use ulpm_tests::{
-    Lab, Program, Result, checkpointed_equals_native, is_root, migrated_equals_native,
+    Lab, Program, Result, checkpointed_equals_native, ensure, is_root, migrated_equals_native,
+    there_and_back,
 };
 
 use crate::whole_life;
@@ -33,4 +38,76 @@ fn streams_with_abstract_names() -> Result {
 #[test]
 fn messages_to_abstract_names() -> Result {
     abstract_names(&Program::guest("unix_messages", 200))
+}
+
+/// A server and a log, as a program outside the job would be, which answer with "hello".
+fn outside(lab: &Lab) -> Result<[String; 2]> {
+    let paths = ["server", "log"].map(|name| lab.dir.join(name).to_string_lossy().into_owned());
+    let server = UnixListener::bind(&paths[0])?;
+    let log = UnixDatagram::bind(&paths[1])?;
+    std::thread::spawn(move || -> std::io::Result<()> {
+        loop {
+            let (mut client, _) = server.accept()?;
+            client.write_all(b"hello")?;
+            std::thread::spawn(move || std::io::copy(&mut client, &mut std::io::sink()));
+        }
+    });
+    std::thread::spawn(move || while log.recv(&mut [0; 16]).is_ok() {});
+    Ok(paths)
+}
+
+#[test]
+fn an_end_outside_the_job_is_gone_after_a_restart() -> Result {
+    Lab::one_host(|lab| {
+        let paths = outside(lab)?;
+        let program = Program::guest("unix_outside", 60).arg(&paths[0]).arg(&paths[1]);
+        let guest = lab.launch(&program)?;
+        guest.set_limit(20)?;
+        guest.wait_step(5)?;
+        let checkpoint = lab.checkpoint(&guest)?;
+        // A checkpoint that goes on changes nothing.
+        guest.wait_step(15)?;
+        guest.kill_tree()?;
+        let dir = checkpoint.path.to_string_lossy().into_owned();
+        let said = lab.tool(0, "ulpm_restart", &["--outside-sockets", "refuse", &dir])?;
+        said.failure(&["outside the job", "--outside-sockets reset", &paths[0]])?;
+        let twin = lab.restart(&guest, &checkpoint.path)?;
+        twin.set_free()?;
+        let finished = twin.finish()?.expect_code(0)?;
+        ensure!(finished.stdout.contains("ok unix_outside gone\n"), "{}", finished.stdout);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_thousand_connections_twenty_checkpoints() -> Result {
+    let program = Program::guest("unix_many", 260).arg("1000");
+    Lab::one_host(|lab| checkpointed_equals_native(lab, &program, 20))
+}
+
+#[test]
+fn a_thousand_connections_five_moves() -> Result {
+    let program = Program::guest("unix_many", 100).arg("1000");
+    Lab::two_hosts(|lab| there_and_back(lab, &program, 5))
+}
+
+/// One checkpoint after the other while bytes are under way: no call is interrupted or cut short, and no byte is
+/// lost or doubled.
+#[test]
+fn checkpoints_all_the_time() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("unix_many", 100_000).arg("100"))?;
+        guest.wait_step(1)?;
+        let begin = Instant::now();
+        let mut count = 0;
+        while begin.elapsed() < Duration::from_secs(10) {
+            lab.checkpoint(&guest)?;
+            count += 1;
+        }
+        println!("{count} checkpoints, {} steps", guest.last_step());
+        let last = guest.last_step();
+        guest.wait_step(last + 5)?;
+        guest.kill_tree()?;
+        Ok(())
+    })
 }
