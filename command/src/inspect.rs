@@ -328,6 +328,8 @@ fn describe(file: String, bytes: u64, header: &Header, meta: &Meta, saved: &Save
                         description_kind::FILE => "file",
                         description_kind::PIPE => "pipe",
                         description_kind::STREAM => "stream",
+                        description_kind::EVENT => "event",
+                        description_kind::EPOLL => "epoll",
                         description_kind::SOCKET => "socket",
                         description_kind::MASTER => "pty master",
                         description_kind::TERMINAL => "terminal",

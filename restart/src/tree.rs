@@ -13,12 +13,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ulpm_image::meta::{Process, Zombie};
+use ulpm_image::meta::{Description, Process, Zombie};
 use ulpm_protocol::restart::RestartInfo;
 use ulpm_protocol::table::{SlotState, Table};
 use ulpm_sys::signal::Action;
@@ -26,7 +26,9 @@ use ulpm_sys::{Limit, pty};
 
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
-use crate::objects::{Objects, below_proc, lift_file};
+use crate::objects::epoll::{self, Watch};
+use crate::objects::late::Channels;
+use crate::objects::{Objects, below_proc, events, is_late, lift, lift_file};
 use crate::path_map::PathMap;
 use crate::plan::{self, Source};
 
@@ -41,6 +43,9 @@ pub struct Tree<'a> {
     failure_fd: RawFd,
     image_fds: Vec<RawFd>,
     by_pid: HashMap<i32, usize>,
+    /// What each process has epoll watch, by the place of its image.
+    watches: Vec<Vec<Watch<'a>>>,
+    channels: Channels,
     /// Whether our own group has the terminal, to be given on.
     foreground: bool,
     meeting: &'static Meeting,
@@ -101,6 +106,8 @@ impl<'a> Tree<'a> {
             failure_fd: lift_file(failures, objects.base)?,
             image_fds,
             by_pid,
+            watches: epoll::assign(images, |id| objects.description(id).is_none()),
+            channels: Channels::new(images, objects)?,
             foreground: terminal()
                 .and_then(|tty| nix::unistd::tcgetpgrp(&tty).ok())
                 .is_some_and(|group| group == nix::unistd::getpgrp()),
@@ -140,7 +147,12 @@ impl<'a> Tree<'a> {
     /// Closes this process's own descriptors of what the tree has inherited.
     pub fn close(&self) {
         let own = [self.table_fd, self.failure_fd];
-        for fd in own.into_iter().chain(self.image_fds.iter().copied()).chain(self.objects.all()) {
+        for fd in own
+            .into_iter()
+            .chain(self.image_fds.iter().copied())
+            .chain(self.channels.all())
+            .chain(self.objects.all())
+        {
             ulpm_sys::close(fd);
         }
     }
@@ -299,7 +311,9 @@ impl<'a> Tree<'a> {
         }
 
         // In this order: the process may have lowered its limit below a descriptor that it has.
-        self.place_descriptors(index)?;
+        let late = self.open_late(index)?;
+        self.watch(index, &late)?;
+        self.place_descriptors(index, &late)?;
         self.set_attributes(index)?;
         // What the work above has left pending was not there. The end of a zombie was.
         while ulpm_sys::signal::take_pending(ulpm_sys::signal::ALL).is_some() {}
@@ -492,7 +506,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Puts the descriptors at their numbers, and closes all others below ours.
-    fn place_descriptors(&self, index: usize) -> Result<(), String> {
+    fn place_descriptors(&self, index: usize, late: &HashMap<u64, RawFd>) -> Result<(), String> {
         let mut next = 0;
         let meta = &self.images[index].meta;
         let asynchronous: Vec<u64> = meta
@@ -502,10 +516,7 @@ impl<'a> Tree<'a> {
             .map(|description| description.id)
             .collect();
         for descriptor in &meta.descriptors {
-            let from = match self.objects.description(descriptor.description) {
-                Some(from) => from,
-                None => self.open_below_proc(index, descriptor.description)?,
-            };
+            let from = self.standing_for(descriptor.description, late)?;
             let flags = if descriptor.cloexec { libc::O_CLOEXEC } else { 0 };
             // SAFETY: the call takes numbers only.
             if unsafe { libc::dup3(from, descriptor.fd, flags) } < 0 {
@@ -528,11 +539,63 @@ impl<'a> Tree<'a> {
 }
 
 impl Tree<'_> {
+    /// The descriptor that stands for a description.
+    fn standing_for(&self, id: u64, late: &HashMap<u64, RawFd>) -> Result<RawFd, String> {
+        let found = self.objects.description(id).or_else(|| late.get(&id).copied());
+        found.ok_or_else(|| "unknown descriptor".into())
+    }
+
+    /// What could not be opened before the processes of the job existed: all others have it from the first of
+    /// those that share it.
+    fn open_late(&self, index: usize) -> Result<HashMap<u64, RawFd>, String> {
+        let mut late = HashMap::new();
+        let mut others = Vec::new();
+        for description in &self.images[index].meta.descriptions {
+            let id = description.id;
+            if self.objects.description(id).is_some() || !is_late(self.images, description) {
+                continue;
+            }
+            if self.channels.owner(id) != Some(index) {
+                others.push(id);
+                continue;
+            }
+            let opened = match events::process_of(self.images, description) {
+                Some(pid) => self.open_process(pid, description)?,
+                None => self.open_below_proc(description)?,
+            };
+            self.channels.give(id, opened)?;
+            late.insert(id, opened);
+        }
+        // When everybody has given what is to be given, nobody waits for somebody who waits.
+        for id in others {
+            let taken = self.channels.take(id)?;
+            late.insert(id, lift(taken, self.objects.base).map_err(|error| error.to_string())?);
+        }
+        Ok(late)
+    }
+
+    /// Has the epoll instances watch what they watched.
+    fn watch(&self, index: usize, late: &HashMap<u64, RawFd>) -> Result<(), String> {
+        self.watches[index].iter().try_for_each(|&watch| {
+            let epoll = self.standing_for(watch.interest.epoll, late)?;
+            let target = self.standing_for(watch.interest.target, late)?;
+            epoll::register(epoll, target, watch)
+        })
+    }
+
+    fn open_process(&self, pid: i32, description: &Description) -> Result<RawFd, String> {
+        let real = self.table.real_of(pid);
+        let fd = ulpm_sys::pidfd_open(real)
+            .map_err(|errno| format!("cannot open a pidfd of process {pid}: {errno}"))?;
+        // SAFETY: the descriptor was just made and is nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: the call takes numbers only.
+        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, description.flags) };
+        lift(fd, self.objects.base).map_err(|error| error.to_string())
+    }
+
     /// Opens a file that belongs to a process of the job, which exists again by now.
-    fn open_below_proc(&self, index: usize, id: u64) -> Result<RawFd, String> {
-        let descriptions = &self.images[index].meta.descriptions;
-        let description =
-            descriptions.iter().find(|other| other.id == id).ok_or("unknown descriptor")?;
+    fn open_below_proc(&self, description: &Description) -> Result<RawFd, String> {
         let (pid, rest) = below_proc(description).ok_or("unknown descriptor")?;
         let path = format!("/proc/{}/{rest}", self.table.real_of(pid));
         let access = description.flags.cast_signed() & libc::O_ACCMODE;

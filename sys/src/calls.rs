@@ -762,6 +762,17 @@ pub fn timer_delete(id: i32) {
     unsafe { syscall(nr::TIMER_DELETE, [word(id), 0, 0, 0, 0, 0]) };
 }
 
+/// CLOCK_REALTIME in nanoseconds.
+#[must_use]
+pub fn realtime_ns() -> i64 {
+    let mut now = Timespec::default();
+    // SAFETY: borrowed. 0 is CLOCK_REALTIME.
+    unsafe {
+        syscall(nr::CLOCK_GETTIME, [0, core::ptr::from_mut(&mut now).addr(), 0, 0, 0, 0]);
+    }
+    now.as_ns()
+}
+
 /// Waits while `word` holds `expected`, for at most `timeout`; the word may be shared by processes.
 ///
 /// # Errors

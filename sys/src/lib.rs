@@ -10,6 +10,7 @@
 pub mod arch;
 mod calls;
 mod errno;
+pub mod events;
 pub mod fmt;
 pub mod ipc;
 pub mod proc;

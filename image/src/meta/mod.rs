@@ -6,12 +6,14 @@ use crate::ImageError;
 use crate::wire::{Reader, Wire, record};
 
 mod descriptors;
+mod events;
 mod files;
 mod ipc;
 mod sockets;
 mod terminals;
 
 pub use descriptors::*;
+pub use events::*;
 pub use files::*;
 pub use ipc::*;
 pub use sockets::*;
@@ -267,6 +269,16 @@ pub struct Meta {
     pub timers: Vec<Timer>,
     /// Signals that wait for the process.
     pub pending: Vec<Pending>,
+    /// Counters of eventfd(2) that this process saved.
+    pub counters: Vec<EventCounter>,
+    /// Timers of timerfd_create(2) that it saved.
+    pub event_timers: Vec<EventTimer>,
+    /// Sets of signalfd(2) that it saved.
+    pub event_signals: Vec<EventSignals>,
+    /// Processes of pidfd_open(2) that it saved.
+    pub event_processes: Vec<EventProcess>,
+    /// What the epoll instances that it saved watch.
+    pub interests: Vec<Interest>,
     /// Sockets that this process saved.
     pub sockets: Vec<Socket>,
     /// System V objects that this process saved.
@@ -341,6 +353,11 @@ sections! {
     11 timers,
     12 pending,
     13 deleted,
+    14 counters,
+    15 event_timers,
+    16 event_signals,
+    17 event_processes,
+    18 interests,
     21 sockets,
     25 masters,
     26 terminals,

@@ -6,7 +6,10 @@
 //! Everything lies at descriptor numbers that no process of the job uses, so that none is in the way
 //! when a process puts its own descriptors at their numbers.
 
+pub(crate) mod epoll;
+pub(crate) mod events;
 mod file;
+pub(crate) mod late;
 mod pipe;
 mod socket;
 mod terminal;
@@ -92,8 +95,11 @@ impl Objects {
         paths: &PathMap,
         circumstances: Circumstances,
     ) -> Result<Self, RestartError> {
-        let used = images.iter().flat_map(|image| &image.meta.descriptors);
-        let highest = used.map(|descriptor| descriptor.fd).max().unwrap_or(0);
+        let used = images.iter().flat_map(|image| {
+            let registered = image.meta.interests.iter().map(|interest| interest.fd);
+            image.meta.descriptors.iter().map(|descriptor| descriptor.fd).chain(registered)
+        });
+        let highest = used.max().unwrap_or(0);
         let base = highest.max(9) + 1;
         raise_descriptor_limit(base)?;
         let mut builder = Builder {
@@ -351,7 +357,7 @@ impl Builder<'_> {
         let mut pipes: HashMap<u64, [pipe::PipeEnd; 2]> = HashMap::new();
         for image in self.images {
             for description in &image.meta.descriptions {
-                if found.contains_key(&description.id) || self.process_of(description).is_some() {
+                if found.contains_key(&description.id) || is_late(self.images, description) {
                     continue;
                 }
                 if description.kind == description_kind::FIFO {
@@ -363,6 +369,8 @@ impl Builder<'_> {
                 let fd = match description.kind {
                     description_kind::PIPE => self.pipe_end(&mut pipes, description)?,
                     description_kind::SOCKET => sockets.description(description)?,
+                    description_kind::EVENT => self.event(description)?,
+                    description_kind::EPOLL => epoll::make(description)?,
                     description_kind::MASTER => terminals.master(description)?,
                     description_kind::TERMINAL => terminals.slave(description)?,
                     // The launcher's may be gone, and its name be one of the job's own by now.
@@ -383,13 +391,14 @@ impl Builder<'_> {
         }
         Ok((found, controlling, names))
     }
+}
 
-    /// The process of the job to which a file below /proc/PID belongs: it can be opened when that
-    /// process exists again.
-    fn process_of(&self, description: &Description) -> Option<i32> {
-        let (pid, _) = below_proc(description)?;
-        self.images.iter().any(|image| image.pid() == pid).then_some(pid)
-    }
+/// Whether a description is that of a process of the job (a pidfd, or a file below /proc/PID), so that it can
+/// be opened only when that process exists again.
+pub(crate) fn is_late(images: &[ImageFile], description: &Description) -> bool {
+    let is_member = |pid| images.iter().any(|image| image.pid() == pid);
+    events::process_of(images, description).is_some()
+        || below_proc(description).is_some_and(|(pid, _)| is_member(pid))
 }
 
 /// The process id and the rest of a path below /proc/PID.

@@ -5,6 +5,7 @@
 mod bad_days;
 mod big_memory;
 mod damage;
+mod events;
 mod interposition;
 mod ipc;
 mod kernel_objects;

@@ -4,12 +4,15 @@
 //! half. Its `kind` looks at a descriptor and says what it is, or why it cannot be saved; its `save` takes
 //! the state of a description, in the one process that was elected for it.
 
+mod epoll;
+mod events;
 mod file;
 mod lock;
 mod pipe;
 mod socket;
 mod terminal;
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use ulpm_image::Meta;
@@ -19,6 +22,7 @@ use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{decimal, octal, value};
 use ulpm_sys::{Errno, FileStatus, mode, oflag};
 
+use self::epoll::Epoll;
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
@@ -37,6 +41,8 @@ struct Open {
     path: Vec<u8>,
     /// Whether it, or the process through it, holds file locks.
     locked: bool,
+    /// The beginning of its fdinfo.
+    info: Vec<u8>,
 }
 
 impl Drop for Open {
@@ -97,7 +103,7 @@ fn collect_from(
     numbers.sort_unstable();
     locks::forget();
     owners::clear();
-    let mut sockets = socket::Context::default();
+    let mut found = Found::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
         owners::note(subject.table, fd, open.ours)?;
@@ -107,29 +113,50 @@ fn collect_from(
             cloexec: open.flags & oflag::CLOEXEC.cast_unsigned() != 0,
             description: description.id,
         });
-        take(subject, task, &open, description, &mut sockets, meta)?;
+        take(subject, task, &open, description, &mut found, meta)?;
     }
     let manager = ulpm_sys::gettid();
-    while let Some((open, description)) = sockets.in_flight.pop() {
-        take(subject, manager, &open, description, &mut sockets, meta)?;
+    while let Some((open, description)) = found.sockets.in_flight.pop() {
+        found.under_way.push((open.fd, description.id));
+        take(subject, manager, &open, description, &mut found, meta)?;
     }
-    Ok(())
+    events::look_again(task, pidfd, meta)?;
+    epoll::save_all(subject, task, &found, meta)
 }
 
-/// Takes note of a description. The first to come across it saves its state.
+/// What the descriptors of a process have led to.
+#[derive(Default)]
+struct Found {
+    sockets: socket::Context,
+    /// Descriptions that this process has saved.
+    saved: BTreeSet<u64>,
+    /// Epoll instances that it saves, when all that they may watch is known.
+    epolls: Vec<Epoll>,
+    /// Descriptors of the manager's own that it has found under way in sockets, and their descriptions.
+    under_way: Vec<(i32, u64)>,
+}
+
+/// Takes note of a description.
+///
+/// Its state is saved by the process from which it has its number: the first to come across it, or the one in
+/// which somebody else has found it.
 fn take(
     subject: &Subject<'_>,
     task: i32,
     open: &Open,
     description: Description,
-    sockets: &mut socket::Context,
+    found: &mut Found,
     meta: &mut Meta,
 ) -> Result<(), Failed> {
     if open.locked {
         lock::collect(task, open, description.id, meta)?;
     }
-    if description.id == own_number(task, open.fd) {
-        save(subject, open, &description, sockets, meta)?;
+    if description.id >> 32 == own_number(task, 0) >> 32 && found.saved.insert(description.id) {
+        if description.kind == kind::EPOLL {
+            found.epolls.push(Epoll { task, fd: open.fd, description: description.id });
+        } else {
+            save(subject, open, &description, &mut found.sockets, meta)?;
+        }
     }
     // One that was found under way in a socket may have been met again at a descriptor before its turn came.
     if !meta.descriptions.iter().any(|known| known.id == description.id) {
@@ -155,7 +182,7 @@ fn under_way(fd: i32) -> Result<Open, Failed> {
 
 fn look_at(task: i32, fd: i32, ours: i32) -> Result<Open, Errno> {
     let mut info_buffer = [0; 1024];
-    let info_path = Text::<64>::path(format_args!("/proc/self/task/{task}/fdinfo/{fd}"));
+    let info_path = Text::<64>::path(format_args!("/proc/{task}/fdinfo/{fd}"));
     let info = read_file(info_path.c_str(), &mut info_buffer);
     let mut open = Open {
         fd,
@@ -169,9 +196,10 @@ fn look_at(task: i32, fd: i32, ours: i32) -> Result<Open, Errno> {
         path: Vec::new(),
         // The first of them stands near the beginning.
         locked: value(info, b"lock:").is_some(),
+        info: info.to_vec(),
     };
     open.status = ulpm_sys::fstat(ours)?;
-    let link = Text::<64>::path(format_args!("/proc/self/task/{task}/fd/{fd}"));
+    let link = Text::<64>::path(format_args!("/proc/{task}/fd/{fd}"));
     let mut path = [0; 4096];
     open.path = ulpm_sys::readlink(link.c_str(), &mut path)?.to_vec();
     Ok(open)
@@ -198,14 +226,17 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         return Ok(description);
     }
     description.kind = match status.mode & mode::TYPE {
+        _ if [&b"anon_inode:"[..], b"pidfd:"].iter().any(|name| open.path.starts_with(name)) => {
+            events::kind(subject, open)?
+        }
         _ if open.flags & oflag::PATH.cast_unsigned() != 0 => path_only(open, &mut description)?,
         mode::REGULAR | mode::DIRECTORY => file::kind(open, &mut description)?,
-        mode::CHARACTER => terminal::kind(open)?,
+        mode::CHARACTER => {
+            events::device(open)?;
+            terminal::kind(open)?
+        }
         mode::FIFO => pipe::kind(open),
         mode::SOCKET => socket::kind(open)?,
-        _ if open.path.starts_with(b"anon_inode:") => {
-            return Err(cannot(open, "is an object of the kernel"));
-        }
         _ => return Err(cannot(open, "is of a kind that ULPM does not know")),
     };
     if description.kind == kind::FIFO {
@@ -236,6 +267,7 @@ fn save(
     meta: &mut Meta,
 ) -> Result<(), Failed> {
     match description.kind {
+        kind::EVENT => events::save(subject, open, description, meta),
         kind::SOCKET => socket::save(subject, open, description, sockets, meta),
         kind::PIPE | kind::FIFO => pipe::save(subject, open, description, meta),
         kind::DELETED => file::save(subject, open, meta),
@@ -312,7 +344,13 @@ fn own_number(task: i32, fd: i32) -> u64 {
 /// it is another description after all. All are frozen, so the descriptors stay what they are.
 fn identity(subject: &Subject<'_>, task: i32, open: &Open) -> Result<u64, Failed> {
     let me = own_number(task, open.fd);
-    let looks = [open.status.dev, open.status.ino, open.position, u64::from(open.flags & 0o3)];
+    let looks = [
+        open.status.dev,
+        open.status.ino,
+        open.position,
+        u64::from(open.flags & 0o3),
+        events::looks(open),
+    ];
     for attempt in 0..=u64::from(u32::MAX) {
         let key = subject.key(DESCRIPTION, &[&looks[..], &[attempt]].concat());
         let found = subject

@@ -1,0 +1,198 @@
+//! Objects that tell of events: eventfd, timerfd, signalfd, pidfd; and the words for the objects of the
+//! kernel that cannot be saved.
+//!
+//! Their state is asked of fdinfo (proc_pid_fdinfo(5)), which disturbs nothing.
+
+use ulpm_image::Meta;
+use ulpm_image::meta::{
+    Description, EventCounter, EventProcess, EventSignals, EventTimer, description_kind as kind,
+};
+use ulpm_sys::fmt::Text;
+use ulpm_sys::proc::{Stat, decimal, hex, octal, value};
+use ulpm_sys::{Timespec, events, oflag};
+
+use super::{Open, Subject, cannot};
+use crate::capture::text::read_file;
+use crate::freeze::Failed;
+
+/// `CLOCK_REALTIME` and `CLOCK_REALTIME_ALARM`: clocks that have dates.
+const DATED: [i32; 2] = [0, 8];
+const TFD_TIMER_ABSTIME: i32 = 1;
+
+/// What kind a description is whose link says that it is an object of the kernel and no file.
+pub(super) fn kind(subject: &Subject<'_>, open: &Open) -> Result<u32, Failed> {
+    if open.path.starts_with(b"pidfd:") {
+        return pidfd(subject, open); // Linux 6.9 to 6.13
+    }
+    let name = open.path.strip_prefix(b"anon_inode:").unwrap_or(&open.path);
+    let starts = |beginning: &[u8]| name.starts_with(beginning);
+    let why = match name {
+        b"[eventfd]" | b"[timerfd]" | b"[signalfd]" => return Ok(kind::EVENT),
+        b"[eventpoll]" => return Ok(kind::EPOLL),
+        b"[pidfd]" => return pidfd(subject, open),
+        b"inotify" => "watches files (inotify)",
+        b"[fanotify]" => "watches file systems (fanotify)",
+        b"[userfaultfd]" => "handles page faults (userfaultfd)",
+        b"[perf_event]" => "counts events of the processor (perf_event_open)",
+        b"[io_uring]" => "is an io_uring",
+        _ if starts(b"bpf") || starts(b"[bpf") => "is an object of bpf",
+        _ if starts(b"kvm") || starts(b"[kvm") => "is a virtual machine (KVM)",
+        _ if starts(b"seccomp") || starts(b"[seccomp") => "supervises system calls (seccomp)",
+        b"[landlock-ruleset]" | b"landlock-ruleset" => "is a set of rules of landlock",
+        b"[fscontext]" => "is a file system to be mounted (fsopen)",
+        b"mount_namespace" => "is a namespace",
+        b"sync_file" | b"dmabuf" => "is memory or a fence of a graphics device",
+        _ => "is an object of the kernel",
+    };
+    Err(cannot(open, why))
+}
+
+/// Devices whose state is in the open file, so that it would be lost if the file were opened again.
+pub(super) fn device(open: &Open) -> Result<(), Failed> {
+    const DEVICES: &[(&[u8], &str)] = &[
+        (b"/dev/kvm", "is the virtual machine monitor of the kernel (KVM)"),
+        (b"/dev/nvidia", "is a graphics processor (NVIDIA)"),
+        (b"/dev/kfd", "is a graphics processor (AMD)"),
+        (b"/dev/dri/", "is a graphics processor (DRM)"),
+        (b"/dev/vfio/", "is a device of its own (VFIO)"),
+        (b"/dev/infiniband/", "is a network adapter (RDMA)"),
+        (b"/dev/fuse", "is a file system of its own (FUSE)"),
+        (b"/dev/net/tun", "is a network device (tun, tap)"),
+        (b"/dev/vhost-", "is a device of a virtual machine (vhost)"),
+        (b"/dev/uinput", "is an input device (uinput)"),
+        (b"/dev/input/", "is an input device"),
+        (b"/dev/snd/", "is a sound device"),
+        (b"/dev/video", "is a video device"),
+        (b"/dev/userfaultfd", "handles page faults (userfaultfd)"),
+    ];
+    match DEVICES.iter().find(|(path, _)| open.path.starts_with(path)) {
+        Some((_, why)) => Err(cannot(open, why)),
+        None => Ok(()),
+    }
+}
+
+/// Whether the process of a pidfd is there after a restart too.
+fn pidfd(subject: &Subject<'_>, open: &Open) -> Result<u32, Failed> {
+    const PIDFD_THREAD: u32 = 0o200; // O_EXCL
+    if open.flags & PIDFD_THREAD != 0 {
+        return Err(cannot(open, "is a thread (PIDFD_THREAD)"));
+    }
+    let pid = process_of(open)?;
+    let is_member = |pid| subject.table.by_real(pid).is_some();
+    if pid < 0 || is_member(pid) {
+        return Ok(kind::EVENT);
+    }
+    // One that has ended and that its parent has not waited for comes back as that.
+    let path = Text::<32>::path(format_args!("/proc/{pid}/stat"));
+    let mut buffer = [0; 512];
+    let stat = Stat::parse(read_file(path.c_str(), &mut buffer));
+    let is_ours = stat.is_some_and(|stat| {
+        let parent = stat.number(4).and_then(|parent| i32::try_from(parent).ok());
+        stat.field(3) == Some(b"Z") && parent.is_some_and(is_member)
+    });
+    if is_ours {
+        Ok(kind::EVENT)
+    } else {
+        Err(cannot(open, "is a process outside the job (pidfd)"))
+    }
+}
+
+/// The real id of the process of a pidfd; -1 if it is gone.
+fn process_of(open: &Open) -> Result<i32, Failed> {
+    let pid = value(&open.info, b"Pid:").ok_or_else(|| unknown(open))?;
+    let pid = if pid.starts_with(b"-") {
+        -1
+    } else {
+        number(pid, decimal).ok_or_else(|| unknown(open))?
+    };
+    // 0: in another namespace.
+    if pid == 0 {
+        Err(cannot(open, "is a process of another pid namespace (pidfd)"))
+    } else {
+        Ok(pid)
+    }
+}
+
+/// For a kernel that does not say what an object is like.
+fn unknown(open: &Open) -> Failed {
+    cannot(open, "is an object that this kernel does not describe in fdinfo")
+}
+
+fn number<T: TryFrom<u64>>(digits: &[u8], read: impl Fn(&[u8]) -> Option<u64>) -> Option<T> {
+    T::try_from(read(digits)?).ok()
+}
+
+pub(super) fn save(
+    subject: &Subject<'_>,
+    open: &Open,
+    description: &Description,
+    meta: &mut Meta,
+) -> Result<(), Failed> {
+    let description = description.id;
+    let unknown = || unknown(open);
+    let field = |name: &[u8]| value(&open.info, name);
+    match open.path.strip_prefix(b"anon_inode:").unwrap_or(b"") {
+        b"[eventfd]" => {
+            let count = field(b"eventfd-count:").and_then(hex).ok_or_else(unknown)?;
+            let semaphore = match field(b"eventfd-semaphore:").and_then(decimal) {
+                Some(semaphore) => semaphore != 0,
+                None => events::probe_semaphore(open.ours, count)
+                    .map_err(|errno| Failed::system("look at an eventfd", errno))?,
+            };
+            meta.counters.push(EventCounter { description, count, semaphore });
+        }
+        b"[timerfd]" => meta.event_timers.push(timer(open, description).ok_or_else(unknown)?),
+        b"[signalfd]" => {
+            let mask = field(b"sigmask:").and_then(hex).ok_or_else(unknown)?;
+            meta.event_signals.push(EventSignals { description, mask });
+        }
+        _ => {
+            let pid = process_of(open)?;
+            let pid = if pid < 0 { pid } else { subject.table.virtual_of(pid) };
+            meta.event_processes.push(EventProcess { description, pid });
+        }
+    }
+    Ok(())
+}
+
+fn timer(open: &Open, description: u64) -> Option<EventTimer> {
+    let field = |name: &[u8]| value(&open.info, name);
+    let clock = field(b"clockid:").and_then(|digits| number(digits, decimal))?;
+    let mut ticks = field(b"ticks:").and_then(decimal)?;
+    let flags = field(b"settime flags:").and_then(|digits| number(digits, octal))?;
+    let mut value_ns = field(b"it_value:").and_then(seconds)?;
+    let interval_ns = field(b"it_interval:").and_then(seconds)?;
+    if ticks != 0 && value_ns == 0 && interval_ns != 0 {
+        // It stands still until somebody reads how often it has expired. To be asked for its time sets it
+        // going, with what it has missed; for the program nothing is other than before.
+        value_ns = events::timerfd_gettime(open.ours).ok()?[0].as_ns();
+        let mut buffer = [0; 512];
+        let path = Text::<64>::path(format_args!("/proc/thread-self/fdinfo/{}", open.ours));
+        let info = read_file(path.c_str(), &mut buffer);
+        ticks = value(info, b"ticks:").and_then(decimal)?;
+    }
+    let mut event = EventTimer { description, clock, ticks, flags: 0, value_ns, interval_ns };
+    if value_ns != 0 && flags & TFD_TIMER_ABSTIME != 0 && DATED.contains(&clock) {
+        event.flags = flags;
+        event.value_ns = ulpm_sys::realtime_ns().saturating_add(value_ns);
+    }
+    Some(event)
+}
+
+/// `(seconds, nanoseconds)` in nanoseconds.
+fn seconds(field: &[u8]) -> Option<i64> {
+    let mut parts = field.strip_prefix(b"(")?.strip_suffix(b")")?.split(|&byte| byte == b',');
+    let mut part = || number(parts.next()?.trim_ascii(), decimal);
+    Some(Timespec { sec: part()?, nsec: part()? }.as_ns())
+}
+
+/// A word that tells objects apart which all have the inode of their kind: what they are, and for an eventfd
+/// which one. It only spares comparisons.
+pub(super) fn looks(open: &Open) -> u64 {
+    if open.status.mode & ulpm_sys::mode::TYPE != 0 {
+        return 0;
+    }
+    let number = value(&open.info, b"eventfd-id:").and_then(decimal).unwrap_or(0);
+    let kind = open.path.iter().fold(0u64, |hash, &byte| hash.rotate_left(5) ^ u64::from(byte));
+    kind.rotate_left(32) ^ number ^ u64::from(open.flags & oflag::NONBLOCK.cast_unsigned())
+}
