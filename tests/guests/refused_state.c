@@ -3,6 +3,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
+#include <sys/inotify.h>
 #include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -44,6 +45,12 @@ int main(int argc, char **argv)
         CHECK_EQ(timer_create(CLOCK_THREAD_CPUTIME_ID, NULL, &timer), 0);
     } else if (strcmp(what, "user") == 0) {
         CHECK_EQ(seteuid(65534), 0);
+    } else if (strcmp(what, "inotify") == 0) {
+        CHECK(inotify_init1(IN_NONBLOCK) >= 0);
+    } else if (strcmp(what, "userfaultfd") == 0) {
+        CHECK(syscall(SYS_userfaultfd, 1 | O_CLOEXEC) >= 0);
+    } else if (strcmp(what, "process") == 0) {
+        CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else {
         CHECK(!"known");
     }

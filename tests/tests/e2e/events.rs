@@ -7,4 +7,7 @@ use crate::whole_life;
 whole_life! {
     eventfd => Program::guest("eventfd", 200);
     epoll => Program::guest("epoll", 200);
+    timerfd => Program::guest("timerfd", 200);
+    signalfd => Program::guest("signalfd", 200);
+    pidfd => Program::guest("pidfd", 200);
 }

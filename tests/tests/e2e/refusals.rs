@@ -250,6 +250,21 @@ fn message_queue() -> Result {
 }
 
 #[test]
+fn inotify() -> Result {
+    state_refused("inotify", &["inotify"])
+}
+
+#[test]
+fn userfaultfd() -> Result {
+    state_refused("userfaultfd", &["userfaultfd"])
+}
+
+#[test]
+fn process_outside_the_job() -> Result {
+    state_refused("process", &["outside the job", "pidfd"])
+}
+
+#[test]
 fn deleted_name_of_a_file_whose_other_name_is_not_known() -> Result {
     state_refused("linked", &["was deleted under this name"])
 }
