@@ -3,6 +3,8 @@
 //!
 //! Their state is asked of fdinfo (proc_pid_fdinfo(5)), which disturbs nothing.
 
+use core::sync::atomic::AtomicU32;
+
 use ulpm_image::Meta;
 use ulpm_image::meta::{
     Description, EventCounter, EventProcess, EventSignals, EventTimer, description_kind as kind,
@@ -11,7 +13,7 @@ use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{Stat, decimal, hex, octal, value};
 use ulpm_sys::{Timespec, events, oflag};
 
-use super::{Open, Subject, cannot};
+use super::{Open, Subject, cannot, open_again};
 use crate::capture::text::read_file;
 use crate::freeze::Failed;
 
@@ -155,6 +157,25 @@ pub(super) fn save(
     Ok(())
 }
 
+/// Looks once more at timers that seem not to be set: one that is just due, and whose interrupt is still to come,
+/// looks the same.
+pub(super) fn look_again(task: i32, pidfd: i32, meta: &mut Meta) -> Result<(), Failed> {
+    const INTERRUPT: Timespec = Timespec { sec: 0, nsec: 2_000_000 };
+    let Meta { event_timers, descriptors, .. } = meta;
+    let mut waited = false;
+    for saved in event_timers.iter_mut().filter(|timer| timer.value_ns == 0 && timer.ticks == 0) {
+        let mut found = descriptors.iter().filter(|fd| fd.description == saved.description);
+        let Some(descriptor) = found.next() else { continue };
+        if !waited {
+            let _ = ulpm_sys::futex_wait(&AtomicU32::new(0), 0, Some(INTERRUPT));
+            waited = true;
+        }
+        let open = open_again(task, pidfd, descriptor.fd)?;
+        *saved = timer(&open, saved.description).ok_or_else(|| unknown(&open))?;
+    }
+    Ok(())
+}
+
 fn timer(open: &Open, description: u64) -> Option<EventTimer> {
     let field = |name: &[u8]| value(&open.info, name);
     let clock = field(b"clockid:").and_then(|digits| number(digits, decimal))?;
@@ -165,7 +186,7 @@ fn timer(open: &Open, description: u64) -> Option<EventTimer> {
     if ticks != 0 && value_ns == 0 && interval_ns != 0 {
         // It stands still until somebody reads how often it has expired. To be asked for its time sets it
         // going, with what it has missed; for the program nothing is other than before.
-        value_ns = events::timerfd_gettime(open.ours).ok()?[0].as_ns();
+        value_ns = events::timerfd_gettime(open.ours).ok()?[0].as_ns().max(1);
         let mut buffer = [0; 512];
         let path = Text::<64>::path(format_args!("/proc/thread-self/fdinfo/{}", open.ours));
         let info = read_file(path.c_str(), &mut buffer);
