@@ -312,6 +312,7 @@ impl<'a> Tree<'a> {
 
         // In this order: the process may have lowered its limit below a descriptor that it has.
         let late = self.open_late(index)?;
+        self.arm_timers(index)?;
         self.watch(index, &late)?;
         self.place_descriptors(index, &late)?;
         self.set_attributes(index)?;
@@ -572,6 +573,22 @@ impl Tree<'_> {
             late.insert(id, lift(taken, self.objects.base).map_err(|error| error.to_string())?);
         }
         Ok(late)
+    }
+
+    /// Sets those timers of timerfd going of which this process is the first holder.
+    fn arm_timers(&self, index: usize) -> Result<(), String> {
+        let holds = |image: &ImageFile, id| {
+            image.meta.descriptors.iter().any(|descriptor| descriptor.description == id)
+        };
+        for saved in self.images.iter().flat_map(|image| &image.meta.event_timers) {
+            let id = saved.description;
+            if let Some(fd) = self.objects.description(id)
+                && self.images.iter().position(|image| holds(image, id)) == Some(index)
+            {
+                events::arm(fd, saved).map_err(|error| ulpm_control::chain(&error).join(": "))?;
+            }
+        }
+        Ok(())
     }
 
     /// Has the epoll instances watch what they watched.

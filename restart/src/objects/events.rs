@@ -2,7 +2,7 @@
 //! pidfd of another is opened when that exists again (see `tree`).
 
 use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
 use ulpm_image::meta::{Description, EventCounter, EventTimer, description_kind};
 
@@ -72,12 +72,16 @@ fn counter_of(saved: &EventCounter) -> Result<OwnedFd, RestartError> {
 }
 
 fn timer_of(saved: &EventTimer) -> Result<OwnedFd, RestartError> {
+    // SAFETY: the call takes numbers only.
+    let made = unsafe { libc::timerfd_create(saved.clock, libc::TFD_CLOEXEC) };
+    owned(made.into(), "make a timerfd")
+}
+
+/// Sets a timer going. This is done by a process of the job, when its clocks go already.
+pub(crate) fn arm(fd: RawFd, saved: &EventTimer) -> Result<(), RestartError> {
     /// A timer that has expired and may do so again gets this long before it does: the two calls below
     /// must not have its expiration between them.
     const SOON_NS: i64 = 1_000_000;
-    // SAFETY: the call takes numbers only.
-    let made = unsafe { libc::timerfd_create(saved.clock, libc::TFD_CLOEXEC) };
-    let made = owned(made.into(), "make a timerfd")?;
     let mut value_ns = saved.value_ns;
     if saved.ticks != 0 && value_ns != 0 && saved.flags == 0 {
         value_ns = value_ns.max(SOON_NS);
@@ -89,7 +93,6 @@ fn timer_of(saved: &EventTimer) -> Result<OwnedFd, RestartError> {
         };
         let spec =
             libc::itimerspec { it_interval: time(saved.interval_ns), it_value: time(value_ns) };
-        let fd = made.as_raw_fd();
         // SAFETY: the structure lives as long as the call.
         let set = unsafe {
             libc::timerfd_settime(fd, saved.flags, &raw const spec, std::ptr::null_mut())
@@ -100,13 +103,12 @@ fn timer_of(saved: &EventTimer) -> Result<OwnedFd, RestartError> {
     }
     if saved.ticks != 0 {
         // SAFETY: the call reads one word, which lives as long.
-        let set =
-            unsafe { libc::ioctl(made.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const saved.ticks) };
+        let set = unsafe { libc::ioctl(fd, TFD_IOC_SET_TICKS, &raw const saved.ticks) };
         if set < 0 {
             return Err(system("give a timerfd its expirations (needs CONFIG_CHECKPOINT_RESTORE)"));
         }
     }
-    Ok(made)
+    Ok(())
 }
 
 fn signals_of(mask: u64) -> Result<OwnedFd, RestartError> {
