@@ -583,7 +583,7 @@ impl Tree<'_> {
         for saved in self.images.iter().flat_map(|image| &image.meta.event_timers) {
             let id = saved.description;
             if let Some(fd) = self.objects.description(id)
-                && self.images.iter().position(|image| holds(image, id)) == Some(index)
+                && self.images.iter().position(|image| holds(image, id)).unwrap_or(0) == index
             {
                 events::arm(fd, saved).map_err(|error| ulpm_control::chain(&error).join(": "))?;
             }

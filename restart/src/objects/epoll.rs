@@ -57,15 +57,15 @@ pub(crate) fn assign<'a>(
             let same = both().find(|&&(_, fd)| fd == interest.fd);
             same.or_else(|| both().next()).or(holders(interest.epoll).first())
         };
-        chosen.map(|&(index, _)| index)
+        // An instance that nobody has open is under way in a socket.
+        chosen.or(targets.first()).map_or(0, |&(index, _)| index)
     };
     let mut assigned = vec![Vec::new(); images.len()];
     let mut by_instance: HashMap<u64, Vec<usize>> = HashMap::new();
     for interest in images.iter().flat_map(|image| &image.meta.interests) {
-        if let Some(index) = choose(interest) {
-            by_instance.entry(interest.epoll).or_default().push(index);
-            assigned[index].push(Watch { interest, alone: true });
-        }
+        let index = choose(interest);
+        by_instance.entry(interest.epoll).or_default().push(index);
+        assigned[index].push(Watch { interest, alone: true });
     }
     for watches in &mut assigned {
         for watch in &mut *watches {
