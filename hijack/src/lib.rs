@@ -6,7 +6,7 @@
 //!
 //! 1. **Nothing of libc in the frozen world.** Between freeze and thaw, and on the manager thread at
 //!    all times, only `ulpm_sys` is called: a thread may have been stopped with any of libc's locks
-//!    held. The libc symbols that wrappers use are listed in `tests/tests/hijack_library.rs`.
+//!    held.
 //! 2. **The heap belongs to the manager thread.** `heap` has no lock; user threads never allocate.
 //! 3. **Every exported symbol keeps the contract of the function that it replaces**, `errno`,
 //!    cancellation and async-signal-safety included. Each says which of the four reasons it has: a

@@ -5,7 +5,7 @@ use crate::{Crc32c, ImageError, PAGE};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"ULPMIMG\0";
 /// The format that this release writes, and the only one that it reads.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 /// EM_X86_64 of the ELF specification.
 pub const ARCH_X86_64: u16 = 62;
 /// The most that metadata may take, in bytes.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
@@ -54,8 +55,10 @@ impl Host {
         if !crate::is_root() {
             return Err("not root".into());
         }
-        let id = std::process::id();
-        let name = |host: &str| format!("ulpm-{id}-{host}");
+        // One process runs several tests where there is no nextest.
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let (process, lab_number) = (std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let name = |host: &str| format!("ulpm-{process}-{lab_number}-{host}");
         let hosts = [
             Self::new(lab, bin, "a", Some(name("a")), "10.90.0.1:0")?,
             Self::new(lab, bin, "b", Some(name("b")), "10.90.0.2:0")?,
