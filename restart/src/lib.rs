@@ -18,5 +18,6 @@ pub mod options;
 pub mod path_map;
 pub mod plan;
 pub mod run;
+pub mod terminal;
 pub mod tree;
 pub mod vdso;

@@ -28,6 +28,7 @@ use crate::locks;
 use crate::objects::{Circumstances, Objects};
 use crate::options::Options;
 use crate::path_map::PathMap;
+use crate::terminal::{self, Given};
 use crate::tree::{Forked, Tree, open_table};
 
 /// What is to be restarted.
@@ -98,6 +99,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask));
     let tree =
         Tree::new(&checkpoint.images, &objects, &paths, table, table_file, File::from(report))?;
+    let saved = terminal::launchers(&checkpoint.images).filter(|_| !options.detach);
+    let given = saved.and_then(|_| Given::find());
+    let terminal = given.as_ref().zip(saved);
     // A job that comes from another host is still there.
     let mut ipc = Ipc::default();
     let made = ipc.create(&checkpoint.images, table, options.hold.is_some());
@@ -105,6 +109,11 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let forked = made.and_then(|()| tree.fork());
     drop(job_time);
     tree.close(); // Ours of what was inherited, or no pipe would ever end.
+    // It is set from the background too.
+    mask.add(Signal::SIGTTOU);
+    if let Some((given, saved)) = terminal {
+        given.take_over(saved);
+    }
     let result = forked.and_then(|forked| {
         let root = forked.iter().find(|forked| forked.virt == checkpoint.root).copied();
         forward_signals(root);
@@ -118,6 +127,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
             let text = ulpm_control::chain(&error).join(": ");
             let _ = client.call(&Request::RestartFailed { text });
             kill_all(table);
+            if let Some(given) = &given {
+                given.put_back();
+            }
             let _ = std::fs::remove_file(names_path(&opened.table));
             return Err(error);
         }
@@ -131,7 +143,13 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         return Ok(exit::OK);
     }
     let mut link = JobLink::new(address, client, opened.job);
+    if let Some((given, saved)) = terminal {
+        given.redraw(saved);
+    }
     let mut status = wait(root);
+    if let Some(given) = &given {
+        given.put_back();
+    }
     // SIGKILL also ends a job here that goes on elsewhere.
     if status == libc::SIGKILL
         && let Some(host) = link.moved_to()

@@ -132,3 +132,165 @@ fn interactive_shell_has_the_terminal_after_a_restart() -> Result {
         Ok(())
     })
 }
+
+/// A program that uses the whole screen, of a terminal with 24 lines of 80 characters.
+fn on_screen<'lab>(lab: &'lab Lab, name: &str, line: &str) -> Result<Guest<'lab>> {
+    let settings = "stty -a | tr \";\" \"\\n\"";
+    on_terminal(lab, 0, name, &format!("stty rows 24 cols 80; {line}; {settings}; exit $code"))
+}
+
+/// Starts `program` in a directory with a file of numbered lines, does `before`, has it saved and killed, and restarts
+/// it on another terminal, where it draws `screen` by itself, and goes on with `after`. Both terminals have their
+/// modes again in the end.
+fn draws_its_screen_again(
+    program: &str,
+    screen: &str,
+    before: impl FnOnce(&Guest<'_>) -> Result,
+    after: impl FnOnce(&Guest<'_>) -> Result,
+) -> Result<String> {
+    let mut file = String::new();
+    Lab::one_host(|lab| {
+        let path = lab.dir.join("lines");
+        let lines: String = (1..=300).map(|number| format!("line {number}\n")).collect();
+        std::fs::write(&path, lines)?;
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let (launch, images) = (launch.display(), images.display());
+        let program = program.replace("FILE", &path.to_string_lossy());
+        let line = format!("{launch} -d {images} --name screen -- {program}; code=$?");
+        let guest = on_screen(lab, "screen", &line)?;
+        before(&guest)?;
+        shows(&guest, screen)?;
+        let checkpoint = lab.checkpoint_and_kill(&guest)?;
+        modes_are_back(&guest.output())?;
+        let restart = lab.bin.join("ulpm_restart");
+        let line = format!("{} {}; code=$?", restart.display(), checkpoint.path.display());
+        let twin = on_screen(lab, "screen", &line)?;
+        shows(&twin, screen)?;
+        after(&twin)?;
+        let finished = twin.finish()?;
+        ensure!(finished.code == 0, "exit status {}: {}", finished.code, finished.stdout);
+        modes_are_back(&finished.stdout)?;
+        file = std::fs::read_to_string(&path)?;
+        Ok(())
+    })?;
+    Ok(file)
+}
+
+fn modes_are_back(shown: &str) -> Result {
+    let settings: Vec<&str> = shown.split_ascii_whitespace().collect();
+    for wanted in ["echo", "icanon", "isig", "icrnl", "opost"] {
+        ensure!(settings.contains(&wanted), "{wanted} is not set: {shown}");
+    }
+    Ok(())
+}
+
+#[test]
+fn less() -> Result {
+    let further = |guest: &Guest<'_>| {
+        guest.write(" ")?;
+        shows(guest, "line 46")
+    };
+    draws_its_screen_again("less FILE", "line 46", further, |guest| {
+        guest.write(" ")?;
+        shows(guest, "line 69")?;
+        guest.write("/line 250\n")?;
+        shows(guest, "line 272")?;
+        guest.write("q")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn vim() -> Result {
+    let insert = |guest: &Guest<'_>| {
+        shows(guest, "line 12")?;
+        guest.write("O")?;
+        guest.write("before the checkpoint")
+    };
+    let file = draws_its_screen_again(
+        "vim.tiny -u NONE -n -i NONE FILE",
+        "before the checkpoint",
+        insert,
+        |guest| {
+            guest.write(" and after it\u{1b}")?;
+            shows(guest, "and after it")?;
+            guest.write("dG:wq\n")
+        },
+    )?;
+    ensure!(file.is_empty(), "it was written: {file}");
+    Ok(())
+}
+
+#[test]
+fn nano() -> Result {
+    let insert = |guest: &Guest<'_>| {
+        shows(guest, "line 12")?;
+        guest.write("before the checkpoint")
+    };
+    let file = draws_its_screen_again("nano -I FILE", "before the checkpoint", insert, |guest| {
+        guest.write(" and after it\r")?;
+        shows(guest, "and after it")?;
+        guest.write("\u{18}y\r")
+    })?;
+    ensure!(file.starts_with("before the checkpoint and after it\nline 1\n"), "{file}");
+    Ok(())
+}
+
+#[test]
+fn top() -> Result {
+    draws_its_screen_again("top -d 60", "load average", |_| Ok(()), |guest| guest.write("q"))?;
+    Ok(())
+}
+
+#[test]
+fn shell_goes_on_with_a_stopped_and_a_background_job() -> Result {
+    Lab::one_host(|lab| {
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let (launch, images) = (launch.display(), images.display());
+        let line = format!("exec {launch} -d {images} --name bash -- bash --norc -i");
+        let guest = on_terminal(lab, 0, "bash", &line)?;
+        shows(&guest, "bash-")?;
+        guest.write("sleep 1000 & cat\n")?;
+        shows(&guest, "sleep 1000 & cat\r\n")?;
+        guest.write("seen\n")?;
+        shows(&guest, "seen\r\nseen\r\n")?;
+        guest.write("\u{1a}")?;
+        shows(&guest, "Stopped")?;
+        let mut checkpoint = lab.checkpoint_and_kill(&guest)?;
+        for restart in 1..=3 {
+            let line = format!(
+                "exec {} {}",
+                lab.bin.join("ulpm_restart").display(),
+                checkpoint.path.display()
+            );
+            let twin = on_terminal(lab, 0, "bash", &line)?;
+            // A freeze continues what is stopped for a moment, and the shell may have seen that.
+            ulpm_tests::until("both jobs to be listed", ulpm_tests::DEADLINE, || {
+                twin.write("jobs\n")?;
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                let jobs = twin.output();
+                let listed = |state: &str, job: &str| {
+                    jobs.lines().any(|line| line.contains(state) && line.contains(job))
+                };
+                Ok((listed("Running", "sleep 1000") && listed("Stopped", "cat")).then_some(()))
+            })?;
+            // In the foreground it reads, and stops.
+            twin.write("fg %2\n")?;
+            shows(&twin, "\rcat\r\n")?;
+            twin.write("again\n")?;
+            shows(&twin, "again\r\nagain\r\n")?;
+            if restart == 3 {
+                twin.write("\u{4}")?;
+                twin.write("kill %1; wait %1; echo ended $?; exit 5\n")?;
+                shows(&twin, "ended 143")?;
+                let finished = twin.finish()?;
+                ensure!(finished.code == 5, "{finished:?}");
+                return Ok(());
+            }
+            twin.write("\u{1a}")?;
+            shows(&twin, "Stopped                 cat\r\n")?;
+            checkpoint = lab.checkpoint_and_kill(&twin)?;
+        }
+        Ok(())
+    })
+}
