@@ -9,6 +9,7 @@
 //!  4096     slots      one for each process, hashed by real process id
 //!  …        claims     elections: who saves what several processes share
 //!  …        objects    System V objects that the job uses, and what processes owe to semaphores
+//!  …        names      addresses that sockets had before a restart
 //! ```
 //!
 //! A *real* id is the kernel's; a *virtual* one is what the program sees. They are equal until a
@@ -21,7 +22,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 /// The first eight bytes of every table.
 pub const MAGIC: [u8; 8] = *b"ULPMJOB\0";
 /// Raised when a field changes its meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Processes that a job can have at a time; a power of two.
 pub const SLOTS: usize = 8192;
 /// Objects that a job can share among its processes in one checkpoint; a power of two.
@@ -30,14 +31,18 @@ pub const CLAIMS: usize = 65536;
 pub const FIRST_FREE_VIRTUAL: i32 = 4 * 1024 * 1024;
 /// Launchers with different standard streams that a job can have: the first, and those that joined.
 pub const LAUNCHERS: usize = 16;
+/// Sockets of a restarted job whose addresses are not what the program knows; a power of two.
+pub const SOCKET_NAMES: usize = 8192;
 /// Length of the file in bytes.
-pub const LEN: usize = CLAIMS_END + OBJECTS * size_of::<Object>() + DEBTS * size_of::<Debt>();
+pub const LEN: usize = NAMES_AT + SOCKET_NAMES * size_of::<NamedSocket>();
 /// Length in bytes of a table of releases that knew no objects.
 pub const CLAIMS_END: usize = 4096 + SLOTS * size_of::<Slot>() + CLAIMS * size_of::<Claim>();
 /// System V objects that a job can use at a time.
 pub const OBJECTS: usize = 1024;
 /// Semaphores that all processes of a job together can owe something to.
 pub const DEBTS: usize = 4096;
+
+const NAMES_AT: usize = CLAIMS_END + OBJECTS * size_of::<Object>() + DEBTS * size_of::<Debt>();
 
 /// Environment variable that holds the path of the job's table.
 pub const ENV_TABLE: &str = "ULPM_JOB";
@@ -304,6 +309,75 @@ impl Debt {
     }
 }
 
+/// Longest address of a socket that is kept (`struct sockaddr_in6`).
+pub const ADDRESS_LEN: usize = 28;
+
+/// A raw `sockaddr` of IPv4 or IPv6; empty for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAddress {
+    bytes: [u8; ADDRESS_LEN],
+    len: usize,
+}
+
+impl SocketAddress {
+    /// Of raw bytes; what is too long to be one is none.
+    #[must_use]
+    pub fn new(raw: &[u8]) -> Self {
+        let mut bytes = [0; ADDRESS_LEN];
+        match bytes.get_mut(..raw.len()) {
+            Some(start) => {
+                start.copy_from_slice(raw);
+                Self { bytes, len: raw.len() }
+            }
+            None => Self::default(),
+        }
+    }
+
+    /// The raw bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len.min(ADDRESS_LEN)]
+    }
+
+    fn words(self) -> [u64; 4] {
+        let mut raw = [0; 32];
+        raw[..ADDRESS_LEN].copy_from_slice(&self.bytes);
+        raw[ADDRESS_LEN] = u8::try_from(self.len).unwrap_or(0);
+        core::array::from_fn(|word| {
+            u64::from_le_bytes(core::array::from_fn(|byte| raw[word * 8 + byte]))
+        })
+    }
+
+    fn from_words(words: [u64; 4]) -> Self {
+        let mut raw = [0; 32];
+        for (part, word) in raw.chunks_exact_mut(8).zip(words) {
+            part.copy_from_slice(&word.to_le_bytes());
+        }
+        let mut bytes = [0; ADDRESS_LEN];
+        bytes.copy_from_slice(&raw[..ADDRESS_LEN]);
+        Self { bytes, len: raw[ADDRESS_LEN].into() }
+    }
+}
+
+/// The names by which a program knows the two ends of a socket; an empty one is the real one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketName {
+    /// What getsockname(2) is to say.
+    pub local: SocketAddress,
+    /// What getpeername(2) is to say.
+    pub peer: SocketAddress,
+}
+
+/// A socket that goes by other addresses than its own.
+#[derive(Debug)]
+#[repr(C)]
+struct NamedSocket {
+    /// Inode: no socket is ever given that of an earlier one.
+    inode: AtomicU64,
+    local: [AtomicU64; 4],
+    peer: [AtomicU64; 4],
+}
+
 /// Why a file is not a table that we can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableError {
@@ -317,6 +391,8 @@ pub enum TableError {
     Full,
     /// [`LAUNCHERS`] have joined.
     Launchers,
+    /// [`SOCKET_NAMES`] sockets have other addresses.
+    SocketNames,
 }
 
 impl core::fmt::Display for TableError {
@@ -329,6 +405,12 @@ impl core::fmt::Display for TableError {
                 write!(
                     f,
                     "{LAUNCHERS} launchers with different standard streams have joined the job"
+                )
+            }
+            Self::SocketNames => {
+                write!(
+                    f,
+                    "more than {SOCKET_NAMES} connections cannot be given their addresses back"
                 )
             }
             Self::Full => write!(f, "the job table is full ({SLOTS} processes)"),
@@ -944,6 +1026,65 @@ impl Table {
         }
     }
 
+    fn named_sockets(&self) -> &[NamedSocket] {
+        // SAFETY: as above; the names follow the claims.
+        unsafe {
+            core::slice::from_raw_parts(self.base.add(NAMES_AT).cast().as_ptr(), SOCKET_NAMES)
+        }
+    }
+
+    /// Takes note of the addresses that a socket goes by. Only `ulpm_restart` does, before a process of the
+    /// job runs.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::SocketNames`]
+    pub fn name_socket(&self, inode: u64, name: &SocketName) -> Result<(), TableError> {
+        let sockets = self.named_sockets();
+        let start = hash(inode);
+        // Not to the last place, so that a search ends.
+        let free = (0..SOCKET_NAMES - SOCKET_NAMES / 8)
+            .map(|step| &sockets[(start + step) & (SOCKET_NAMES - 1)])
+            .find(|socket| socket.inode.load(Ordering::Relaxed) == 0)
+            .ok_or(TableError::SocketNames)?;
+        for (kept, address) in [(&free.local, name.local), (&free.peer, name.peer)] {
+            for (word, value) in kept.iter().zip(address.words()) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+        free.inode.store(inode, Ordering::Release);
+        Ok(())
+    }
+
+    /// The addresses that a socket goes by; `None` if they are its own.
+    #[must_use]
+    pub fn socket_name(&self, inode: u64) -> Option<SocketName> {
+        if !self.is_restarted() {
+            return None;
+        }
+        let sockets = self.named_sockets();
+        let start = hash(inode);
+        for step in 0..SOCKET_NAMES {
+            let socket = &sockets[(start + step) & (SOCKET_NAMES - 1)];
+            match socket.inode.load(Ordering::Acquire) {
+                0 => return None,
+                found if found == inode => {
+                    let words = |kept: &[AtomicU64; 4]| {
+                        SocketAddress::from_words(
+                            [0, 1, 2, 3].map(|word| kept[word].load(Ordering::Relaxed)),
+                        )
+                    };
+                    return Some(SocketName {
+                        local: words(&socket.local),
+                        peer: words(&socket.peer),
+                    });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     fn probe(&self, real: i32) -> impl Iterator<Item = &Slot> {
         let slots = self.slots();
         let start = hash(u64::from(real.cast_unsigned()));
@@ -963,6 +1104,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
 const _: () = assert!(size_of::<Header>() <= 4096 && offset_of!(Header, job) == 16);
 const _: () = assert!(size_of::<Slot>() == 32 && size_of::<Claim>() == 16);
 const _: () = assert!(size_of::<Object>() == 32 && size_of::<Debt>() == 16);
+const _: () = assert!(size_of::<NamedSocket>() == 72);
 
 #[cfg(test)]
 mod tests {
@@ -1087,6 +1229,25 @@ mod tests {
         assert_eq!(table.debts(10).count(), 2);
         table.forget_debts(10);
         assert_eq!(table.debts(10).count(), 0);
+    }
+
+    #[test]
+    fn a_socket_goes_by_its_old_addresses_until_the_area_is_full() {
+        let table = table();
+        let name = SocketName {
+            local: SocketAddress::new(b"sixteen bytes, v4"),
+            peer: SocketAddress::new(&[7; ADDRESS_LEN]),
+        };
+        table.name_socket(4711, &name).unwrap();
+        assert_eq!(table.socket_name(4711), None, "before a restart nothing is translated");
+        table.header().restarted.store(1, Ordering::Relaxed);
+        assert_eq!(table.socket_name(4711), Some(name));
+        assert_eq!(table.socket_name(4712), None);
+        assert_eq!(SocketAddress::new(&[1; ADDRESS_LEN + 1]).bytes(), b"");
+        let full = (5000..5000 + SOCKET_NAMES as u64)
+            .find_map(|inode| table.name_socket(inode, &name).err());
+        assert_eq!(full, Some(TableError::SocketNames));
+        assert_eq!(table.socket_name(1), None);
     }
 
     #[test]

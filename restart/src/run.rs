@@ -90,6 +90,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     }
     let highest = checkpoint.images.iter().map(ImageFile::pid).max().unwrap_or(0);
     table.reserve_virtual(highest);
+    for (inode, name) in objects.socket_names() {
+        table.name_socket(*inode, name).map_err(|error| RestartError::Socket(error.to_string()))?;
+    }
 
     let (failures, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
         .map_err(|errno| RestartError::System { what: "make a pipe", source: errno.into() })?;

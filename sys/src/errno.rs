@@ -57,6 +57,8 @@ errnos! {
     NOTSOCK = 88, "not a socket";
     NOPROTOOPT = 92, "protocol not available";
     OPNOTSUPP = 95, "operation not supported";
+    ADDRINUSE = 98, "address already in use";
+    ADDRNOTAVAIL = 99, "cannot assign the address that was asked for";
     CONNRESET = 104, "connection reset by peer";
     NOTCONN = 107, "not connected";
     TIMEDOUT = 110, "timed out";

@@ -84,6 +84,107 @@ pub mod so {
     pub const PASSRIGHTS: i32 = 83;
 }
 
+/// Options of TCP (include/uapi/linux/tcp.h); the level is 6.
+#[expect(missing_docs, reason = "tcp(7)")]
+pub mod tcp {
+    pub const NODELAY: i32 = 1;
+    pub const CORK: i32 = 3;
+    pub const KEEPIDLE: i32 = 4;
+    pub const KEEPINTVL: i32 = 5;
+    pub const KEEPCNT: i32 = 6;
+    pub const SYNCNT: i32 = 7;
+    pub const LINGER2: i32 = 8;
+    pub const DEFER_ACCEPT: i32 = 9;
+    pub const INFO: i32 = 11;
+    pub const CONGESTION: i32 = 13;
+    pub const THIN_LINEAR_TIMEOUTS: i32 = 16;
+    pub const USER_TIMEOUT: i32 = 18;
+    pub const FASTOPEN: i32 = 23;
+    pub const NOTSENT_LOWAT: i32 = 25;
+    pub const SAVE_SYN: i32 = 27;
+    pub const FASTOPEN_CONNECT: i32 = 30;
+    pub const ULP: i32 = 31;
+    pub const INQ: i32 = 36;
+    pub const TX_DELAY: i32 = 37;
+}
+
+/// Options of UDP (include/uapi/linux/udp.h); the level is 17.
+#[expect(missing_docs, reason = "udp(7)")]
+pub mod udp {
+    pub const CORK: i32 = 1;
+    pub const ENCAP: i32 = 100;
+    pub const NO_CHECK6_TX: i32 = 101;
+    pub const NO_CHECK6_RX: i32 = 102;
+    pub const SEGMENT: i32 = 103;
+    pub const GRO: i32 = 104;
+}
+
+/// Options of IPv4 (include/uapi/linux/in.h).
+#[expect(missing_docs, reason = "ip(7)")]
+pub mod ip {
+    pub const LEVEL: i32 = 0;
+    pub const TOS: i32 = 1;
+    pub const TTL: i32 = 2;
+    pub const OPTIONS: i32 = 4;
+    pub const RECVOPTS: i32 = 6;
+    pub const RETOPTS: i32 = 7;
+    pub const PKTINFO: i32 = 8;
+    pub const MTU_DISCOVER: i32 = 10;
+    pub const RECVERR: i32 = 11;
+    pub const RECVTTL: i32 = 12;
+    pub const RECVTOS: i32 = 13;
+    pub const FREEBIND: i32 = 15;
+    pub const PASSSEC: i32 = 18;
+    pub const TRANSPARENT: i32 = 19;
+    pub const RECVORIGDSTADDR: i32 = 20;
+    pub const MINTTL: i32 = 21;
+    pub const BIND_ADDRESS_NO_PORT: i32 = 24;
+    pub const RECVFRAGSIZE: i32 = 25;
+    pub const RECVERR_RFC4884: i32 = 26;
+    pub const MULTICAST_IF: i32 = 32;
+    pub const MULTICAST_TTL: i32 = 33;
+    pub const MULTICAST_LOOP: i32 = 34;
+    /// `MCAST_JOIN_GROUP`, of IPv6 too.
+    pub const JOIN_GROUP: i32 = 42;
+    /// `MCAST_MSFILTER`, of IPv6 too.
+    pub const MSFILTER: i32 = 48;
+    pub const MULTICAST_ALL: i32 = 49;
+    pub const UNICAST_IF: i32 = 50;
+    pub const LOCAL_PORT_RANGE: i32 = 51;
+}
+
+/// Options of IPv6 (include/uapi/linux/in6.h).
+#[expect(missing_docs, reason = "ipv6(7)")]
+pub mod ipv6 {
+    pub const LEVEL: i32 = 41;
+    pub const UNICAST_HOPS: i32 = 16;
+    pub const MULTICAST_IF: i32 = 17;
+    pub const MULTICAST_HOPS: i32 = 18;
+    pub const MULTICAST_LOOP: i32 = 19;
+    pub const MTU_DISCOVER: i32 = 23;
+    pub const RECVERR: i32 = 25;
+    pub const V6ONLY: i32 = 26;
+    pub const MULTICAST_ALL: i32 = 29;
+    pub const RECVERR_RFC4884: i32 = 31;
+    pub const RECVPKTINFO: i32 = 49;
+    pub const RECVHOPLIMIT: i32 = 51;
+    pub const RECVHOPOPTS: i32 = 53;
+    pub const RECVRTHDR: i32 = 56;
+    pub const RECVDSTOPTS: i32 = 58;
+    pub const RECVPATHMTU: i32 = 60;
+    pub const DONTFRAG: i32 = 62;
+    pub const RECVTCLASS: i32 = 66;
+    pub const TCLASS: i32 = 67;
+    pub const AUTOFLOWLABEL: i32 = 70;
+    pub const ADDR_PREFERENCES: i32 = 72;
+    pub const MINHOPCOUNT: i32 = 73;
+    pub const RECVORIGDSTADDR: i32 = 74;
+    pub const TRANSPARENT: i32 = 75;
+    pub const UNICAST_IF: i32 = 76;
+    pub const RECVFRAGSIZE: i32 = 77;
+    pub const FREEBIND: i32 = 78;
+}
+
 /// Flags of recvmsg(2).
 #[expect(missing_docs, reason = "recv(2)")]
 pub mod msg {
@@ -146,6 +247,18 @@ pub fn set_option(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<(), Er
         syscall(nr::SETSOCKOPT, [word(fd), word(level), word(name), at, value.len(), 0])
     })
     .map(drop)
+}
+
+/// Looks at the start of the receive queue, and leaves it there.
+///
+/// # Errors
+///
+/// AGAIN: there is nothing. Else the kernel's; one that waited for the program is gone then.
+pub fn peek(fd: i32, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let at = bytes.as_mut_ptr().addr();
+    let flags = msg::PEEK | msg::DONTWAIT;
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::RECVFROM, [word(fd), at, bytes.len(), word(flags), 0, 0]) })
 }
 
 fn name_of(call: usize, fd: i32, buffer: &mut [u8; ADDRESS_LEN]) -> Result<&[u8], Errno> {

@@ -19,4 +19,5 @@ mod raw;
 mod scheduling;
 pub(crate) mod shell;
 mod signals;
+mod sockets;
 mod wait;

@@ -61,17 +61,20 @@ Socket {
     protocol: i32,
     /// `socket_state`.
     state: u32,
-    /// Directions that were shut down: 1 for receiving, 2 for sending.
+    /// Directions that were shut down: 1 for receiving, 2 for sending. TCP: 4 if the other end has ended its
+    /// sending. For one that is closed: 0 if it was never connected, else 3.
     shutdown: u32,
     /// Its own address, a raw `sockaddr`.
     local: Vec<u8>,
     /// That of the other end; empty if getpeername(2) told none.
     peer: Vec<u8>,
-    /// Unix: inode of the other end, which may be no socket of the job; 0 if it is gone.
+    /// Inode of the other end, which may be no socket of the job; 0 if it is gone, was not yet accepted, or
+    /// is on another host.
     peer_inode: u64,
     /// What listen(2) was told.
     backlog: u32,
-    /// Unix: inodes of the sockets whose connections wait to be accepted, in their order.
+    /// Inodes of the sockets whose connections wait to be accepted; unix: in their order. TCP: 0 for one that
+    /// was closed, all bits for one on another host.
     waiting: Vec<u64>,
     /// An error waits for the program: the other end was closed before it had read everything.
     reset: bool,

@@ -23,6 +23,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use ulpm_image::meta::{Description, Region, description_kind, region_flag, region_kind};
+use ulpm_protocol::table::SocketName;
 use ulpm_sys::proc::MapsLine;
 
 use self::terminal::Terminals;
@@ -58,15 +59,16 @@ pub struct Objects {
     directories: HashMap<(u64, u64), RawFd>,
     /// Slaves, by the id of the process whose controlling terminal they become.
     controlling: HashMap<i32, RawFd>,
+    addresses: Vec<(u64, SocketName)>,
     /// For each image, by its place, and each of its regions, by its own.
     backings: Vec<Vec<Backing>>,
     /// Files of unix sockets.
     pub names: Names,
 }
 
-/// Descriptions by their ids, controlling terminals by the ids of those who lead their sessions, and the files
-/// of unix sockets.
-type Made = (HashMap<u64, RawFd>, HashMap<i32, RawFd>, Names);
+/// Descriptions by their ids, controlling terminals by the ids of those who lead their sessions, the files of
+/// unix sockets, and the addresses of others by their inodes.
+type Made = (HashMap<u64, RawFd>, HashMap<i32, RawFd>, Names, Vec<(u64, SocketName)>);
 
 struct Builder<'a> {
     base: RawFd,
@@ -118,7 +120,7 @@ impl Objects {
                 image.meta.regions.iter().map(|region| builder.backing(image, region)).collect()
             })
             .collect::<Result<_, _>>()?;
-        let (descriptions, controlling, names) = builder.descriptions(circumstances)?;
+        let (descriptions, controlling, names, addresses) = builder.descriptions(circumstances)?;
         for image in images {
             for gone in &image.meta.deleted_cwd {
                 let path = Path::new(std::ffi::OsStr::from_bytes(&image.meta.process.cwd));
@@ -126,7 +128,7 @@ impl Objects {
             }
         }
         let directories = builder.directories;
-        Ok(Self { base, descriptions, directories, controlling, backings, names })
+        Ok(Self { base, descriptions, directories, controlling, addresses, backings, names })
     }
 
     /// The descriptor that stands for a description.
@@ -145,6 +147,12 @@ impl Objects {
     #[must_use]
     pub fn deleted_directory(&self, key: (u64, u64)) -> Option<RawFd> {
         self.directories.get(&key).copied()
+    }
+
+    /// By inode, the addresses by which the program knows its sockets, where these are not the real ones.
+    #[must_use]
+    pub fn socket_names(&self) -> &[(u64, SocketName)] {
+        &self.addresses
     }
 
     /// All descriptors.
@@ -384,12 +392,12 @@ impl Builder<'_> {
                 found.insert(description.id, lift(fd, self.base)?);
             }
         }
-        let names = sockets.fill(&found, self.paths)?;
+        let (names, addresses) = sockets.fill(&found, self.paths)?;
         let mut controlling = HashMap::new();
         for (pid, slave) in terminals.finish()? {
             controlling.insert(pid, lift(slave, self.base)?);
         }
-        Ok((found, controlling, names))
+        Ok((found, controlling, names, addresses))
     }
 }
 

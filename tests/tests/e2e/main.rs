@@ -6,6 +6,7 @@ mod bad_days;
 mod big_memory;
 mod damage;
 mod events;
+mod inet;
 mod interposition;
 mod ipc;
 mod kernel_objects;

@@ -45,10 +45,17 @@ struct Open {
     info: Vec<u8>,
 }
 
+impl Open {
+    /// Whether this was found under way in a socket, and stays open until [`let_go`].
+    fn is_kept(&self) -> bool {
+        self.ours >= FIRST_KEPT
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         // One that is under way in a socket has to stay until all processes have compared theirs with it.
-        if self.ours < FIRST_KEPT {
+        if !self.is_kept() {
             ulpm_sys::close(self.ours);
         }
     }
@@ -120,6 +127,7 @@ fn collect_from(
         found.under_way.push((open.fd, description.id));
         take(subject, manager, &open, description, &mut found, meta)?;
     }
+    socket::finish(subject, &mut found.sockets, meta, |fd| open_again(task, pidfd, fd))?;
     events::look_again(task, pidfd, meta)?;
     epoll::save_all(subject, task, &found, meta)
 }

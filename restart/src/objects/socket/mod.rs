@@ -4,12 +4,14 @@
 //! description is asked for: [`Sockets::make`] makes each and brings it into its state, [`Sockets::fill`]
 //! puts into the queues what was in them when every description exists that may be under way in one.
 
+mod inet;
 mod unix;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use ulpm_image::meta::{Description, Socket, SocketOption, description_kind};
+use ulpm_protocol::table::SocketName;
 use ulpm_sys::Errno;
 use ulpm_sys::socket::{self, so};
 
@@ -47,6 +49,7 @@ pub(super) struct Sockets<'a> {
     made: HashMap<u64, OwnedFd>,
     circumstances: Circumstances,
     unix: unix::Unix,
+    inet: inet::Inet,
 }
 
 impl<'a> Sockets<'a> {
@@ -66,12 +69,14 @@ impl<'a> Sockets<'a> {
             made: HashMap::new(),
             circumstances,
             unix: unix::Unix::default(),
+            inet: inet::Inet::default(),
         }
     }
 
     /// Makes all of them.
     pub(super) fn make(&mut self, paths: &PathMap) -> Result<(), RestartError> {
         self.make_unix(paths)?;
+        self.make_inet()?;
         if let Some(saved) = self.saved.values().find(|saved| !self.made.contains_key(&saved.inode))
         {
             let text = format!("socket {} is of family {}", saved.inode, saved.domain);
@@ -92,21 +97,24 @@ impl<'a> Sockets<'a> {
     }
 
     /// Fills the receive queues, and gives each socket the options and flags that it had. `descriptions` are
-    /// the descriptors that stand for all descriptions. Returns the files that unix sockets are bound to.
+    /// the descriptors that stand for all descriptions. Returns the files that unix sockets are bound to,
+    /// and by inode the addresses by which the program knows its other sockets, where these are not the real ones.
     pub(super) fn fill(
         mut self,
         descriptions: &HashMap<u64, RawFd>,
         paths: &PathMap,
-    ) -> Result<Names, RestartError> {
+    ) -> Result<(Names, Vec<(u64, SocketName)>), RestartError> {
         self.fill_unix(descriptions, paths)?;
+        self.fill_inet()?;
         for (inode, made) in &self.made {
             if let Some(saved) = self.saved.get(inode) {
-                set_options(made.as_raw_fd(), &saved.options)?;
+                set_options(made.as_raw_fd(), &Self::options(saved))?;
             }
             let flags = self.flags.get(inode).copied().unwrap_or(0).cast_signed();
             set_flags(made.as_raw_fd(), flags)?;
         }
-        Ok(self.unix.names)
+        let addresses = self.take_names();
+        Ok((self.unix.names, addresses))
     }
 }
 

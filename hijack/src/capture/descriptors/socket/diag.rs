@@ -1,5 +1,8 @@
 //! `sock_diag`: what the kernel tells of sockets over netlink (sock_diag(7), include/uapi/linux/sock_diag.h).
 
+use alloc::vec::Vec;
+
+use ulpm_sys::Errno;
 use ulpm_sys::socket::{self, af, sock};
 
 use crate::freeze::Failed;
@@ -8,6 +11,8 @@ const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// NLM_F_REQUEST | NLM_F_DUMP
 const REQUEST_DUMP: u16 = 0x301;
+/// NLM_F_REQUEST
+const REQUEST_ONE: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// Bytes of `struct nlmsghdr`: len u32, type u16, flags u16, sequence u32, port u32.
@@ -22,46 +27,71 @@ const HEADER: usize = 16;
 ///
 /// [`Failed`], also where the kernel was built without `sock_diag` for that family.
 pub(super) fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Failed> {
-    let failed = |errno| Failed::system("ask the kernel about its sockets (sock_diag)", errno);
+    exchange(request, REQUEST_DUMP, &mut each).map_err(failed)
+}
+
+/// Asks for one socket; returns the answer's payload, or `None` if there is no such socket.
+///
+/// # Errors
+///
+/// As [`dump`].
+pub(super) fn ask(request: &[u8]) -> Result<Option<Vec<u8>>, Failed> {
+    let mut found = None;
+    match exchange(request, REQUEST_ONE, &mut |answer| found = Some(answer.to_vec())) {
+        Ok(()) => Ok(found),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+fn failed(errno: Errno) -> Failed {
+    Failed::system("ask the kernel about its sockets (sock_diag)", errno)
+}
+
+fn exchange(request: &[u8], flags: u16, each: &mut impl FnMut(&[u8])) -> Result<(), Errno> {
     let kind = sock::RAW | sock::CLOEXEC;
-    let netlink = socket::socket(af::NETLINK, kind, NETLINK_SOCK_DIAG).map_err(failed)?;
-    let result = exchange(netlink, request, &mut each).map_err(failed);
+    let netlink = socket::socket(af::NETLINK, kind, NETLINK_SOCK_DIAG)?;
+    let result = exchange_over(netlink, request, flags, each);
     ulpm_sys::close(netlink);
     result
 }
 
-fn exchange(
+fn exchange_over(
     netlink: i32,
     request: &[u8],
+    flags: u16,
     each: &mut impl FnMut(&[u8]),
-) -> Result<(), ulpm_sys::Errno> {
+) -> Result<(), Errno> {
     let len = u32::try_from(HEADER + request.len()).unwrap_or(0);
     let message = [
         &len.to_le_bytes()[..],
         &SOCK_DIAG_BY_FAMILY.to_le_bytes(),
-        &REQUEST_DUMP.to_le_bytes(),
+        &flags.to_le_bytes(),
         &[0; 8],
         request,
     ]
     .concat();
     ulpm_sys::send(netlink, &message)?;
-    let mut buffer = alloc::vec![0u8; 64 * 1024];
+    let mut buffer = alloc::vec![0u8; if flags == REQUEST_ONE { 4 } else { 64 } * 1024];
     loop {
         let len = ulpm_sys::read(netlink, &mut buffer)?;
         let mut rest = &buffer[..len];
         if rest.is_empty() {
-            return Err(ulpm_sys::Errno::IO);
+            return Err(Errno::IO);
         }
         while let Some((header, _)) = rest.split_at_checked(HEADER) {
             let len = number(header, 0) as usize;
-            let Some(payload) = rest.get(HEADER..len) else { return Err(ulpm_sys::Errno::IO) };
+            let Some(payload) = rest.get(HEADER..len) else { return Err(Errno::IO) };
             match u16::from_le_bytes([header[4], header[5]]) {
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => {
                     let error = number(payload, 0).cast_signed().wrapping_neg();
-                    return Err(ulpm_sys::Errno::from_raw(error));
+                    return Err(Errno::from_raw(error));
                 }
                 _ => each(payload),
+            }
+            if flags == REQUEST_ONE {
+                return Ok(());
             }
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
         }

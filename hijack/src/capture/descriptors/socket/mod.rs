@@ -5,6 +5,7 @@
 //! not tell ([`diag`]), and MSG_PEEK for what is in the receive queue ([`Peek`]).
 
 mod diag;
+mod inet;
 mod unix;
 
 use alloc::vec::Vec;
@@ -58,6 +59,7 @@ const OPTIONS: &[i32] = &[
 /// What is looked up once for all sockets of a process.
 #[derive(Default)]
 pub(super) struct Context {
+    inet: inet::Inet,
     /// All unix sockets of the host, by inode, once one was met.
     unix: Option<Vec<unix::Known>>,
     /// What [`Peek`] reads into.
@@ -81,7 +83,7 @@ impl Context {
 pub(super) fn kind(open: &Open) -> Result<u32, Failed> {
     match int(open, so::DOMAIN)? {
         af::UNIX => Ok(()),
-        af::INET | af::INET6 => Err(cannot(open, "is an internet socket")),
+        af::INET | af::INET6 => inet::kind(open),
         af::NETLINK => Err(cannot(open, "is a netlink socket")),
         _ => Err(cannot(open, "is a socket of a family that ULPM does not know")),
     }
@@ -96,9 +98,24 @@ pub(super) fn save(
     meta: &mut Meta,
 ) -> Result<(), Failed> {
     let mut saved = common(open, description)?;
-    unix::save(subject, open, &mut saved, context, meta)?;
+    match saved.domain {
+        af::INET | af::INET6 => {
+            inet::save(subject, open, &mut saved, context, meta.sockets.len())?;
+        }
+        _ => unix::save(subject, open, &mut saved, context, meta)?,
+    }
     meta.sockets.push(saved);
     Ok(())
+}
+
+/// Saves what can be told only when all sockets of the process were met; `again` opens one of its descriptors.
+pub(super) fn finish(
+    subject: &Subject<'_>,
+    context: &mut Context,
+    meta: &mut Meta,
+    again: impl Fn(i32) -> Result<Open, Failed>,
+) -> Result<(), Failed> {
+    inet::finish(subject, &mut context.inet, meta, again)
 }
 
 /// What can be asked of a socket of any family; its state is left to the family.
