@@ -127,6 +127,8 @@ pub struct Freeze {
     /// Something froze or came since the last scan began.
     dirty: bool,
     looked: bool,
+    /// Somebody who is stopped waits until all others are frozen.
+    deferred: bool,
     deadline: Instant,
     next_scan: Instant,
     pause: Duration,
@@ -141,6 +143,7 @@ impl Freeze {
             strangers: BTreeSet::new(),
             dirty: true,
             looked: false,
+            deferred: false,
             deadline: now + timeout,
             next_scan: now,
             pause: SCAN_SOONEST,
@@ -157,7 +160,8 @@ impl Freeze {
         if now >= self.deadline {
             return Step::TimedOut;
         }
-        if (all_frozen && self.dirty) || now >= self.next_scan {
+        let turn = self.deferred && !self.any(|phase| matches!(phase, Phase::Woken | Phase::Asked));
+        if (all_frozen && self.dirty) || turn || now >= self.next_scan {
             // The first scan cannot complete anything.
             return Step::Scan { children: all_frozen && self.looked };
         }
@@ -179,7 +183,18 @@ impl Freeze {
         self.members.retain(|pid, _| alive.contains(pid));
         let mut actions = Vec::new();
         let mut silent = Vec::new();
+        // Those who are stopped have to be continued to be frozen, which no parent is to see.
+        let runs =
+            |seen: &&Seen| !seen.stopped && self.members.get(&seen.pid) != Some(&Phase::Frozen);
+        let others_run = scan.members.iter().any(|seen| runs(&seen));
+        self.deferred = false;
         for seen in &scan.members {
+            let phase = self.members.get(&seen.pid);
+            if others_run && seen.stopped && matches!(phase, None | Some(Phase::Unreached)) {
+                self.members.insert(seen.pid, Phase::Unreached);
+                self.deferred = true;
+                continue;
+            }
             if self.members.get(&seen.pid) == Some(&Phase::Woken) && seen.live && !seen.stopped {
                 silent.push(Action::Wake(seen.pid));
             }
@@ -434,6 +449,24 @@ mod tests {
         let actions = freeze.scanned(&scan(&[seen(1), seen(2)]), now, now);
         assert_eq!(actions, [Action::Wake(Pid(2))]);
         assert!(matches!(freeze.step(now), Step::Wait(_)));
+    }
+
+    #[test]
+    fn who_is_stopped_is_frozen_when_all_others_are() {
+        let (mut freeze, now) = freeze();
+        let both = scan(&[
+            Seen { connected: true, ..seen(1) },
+            Seen { connected: true, stopped: true, ..seen(2) },
+        ]);
+        assert_eq!(freeze.scanned(&both, now, now), [Action::Freeze(Pid(1))]);
+        assert!(matches!(freeze.step(now), Step::Wait(_)));
+        freeze.frozen(Pid(1));
+        assert!(matches!(freeze.step(now), Step::Scan { .. }), "its turn has come");
+        let actions = freeze.scanned(&both, now, now);
+        assert_eq!(actions, [Action::WakeStopped(Pid(2)), Action::Freeze(Pid(2))]);
+        freeze.frozen(Pid(2));
+        freeze.scanned(&both, now, now);
+        assert_eq!(freeze.step(now), Step::Done);
     }
 
     #[test]

@@ -976,22 +976,28 @@ impl Job {
         self.stopped.get_mut(&pid).map(|told| *told = true).is_some()
     }
 
-    /// Lets everybody go on.
+    /// Lets everybody go on: first those who stop at once, so that no parent sees its child run meanwhile.
     pub(crate) async fn thaw(&mut self) {
-        let pids: Vec<_> = self.managers.keys().map(|&pid| Pid(pid)).collect();
-        for pid in pids {
+        let stopped = std::mem::take(&mut self.stopped);
+        let (first, then): (Vec<_>, Vec<_>) =
+            self.managers.keys().map(|&pid| Pid(pid)).partition(|pid| stopped.contains_key(pid));
+        for pid in first {
             self.send(pid, ToManager::Thaw).await;
         }
-        for (pid, told) in std::mem::take(&mut self.stopped) {
+        for (pid, told) in stopped {
             if !told {
                 let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
             }
             self.stopping.insert(pid);
         }
+        self.wait_for_stops().await;
+        for pid in then {
+            self.send(pid, ToManager::Thaw).await;
+        }
     }
 
-    /// Waits until those are stopped again that the last thaw was to stop: another freeze would take them for
-    /// running ones.
+    /// Waits until those are stopped again that the last thaw was to stop: their parents, and another freeze, would
+    /// take them for running ones.
     async fn wait_for_stops(&mut self) {
         let began = Instant::now();
         let mut stopping = std::mem::take(&mut self.stopping);
