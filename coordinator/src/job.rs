@@ -462,11 +462,12 @@ impl Job {
     }
 
     async fn release(&mut self) {
-        self.thaw().await;
-        self.doing = "running";
+        // Before the thaw: a short program may end before all of that is done.
         if let Some(restoring) = self.restoring.take() {
             let _ = restoring.answer.send(Ok(()));
         }
+        self.thaw().await;
+        self.doing = "running";
         self.schedule();
     }
 
