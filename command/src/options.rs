@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ulpm_control::message::Files;
 use ulpm_control::{Address, place};
 
 /// Asks a coordinator to checkpoint, migrate, list and end jobs.
@@ -82,6 +83,11 @@ pub struct Options {
     #[arg(long)]
     pub force: bool,
 
+    /// With --migrate: what becomes of a file that the job has open, if it is not the same on the target
+    /// [default: continue]
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub files: Option<Files>,
+
     /// With --output: go on until the job has ended
     #[arg(long)]
     pub follow: bool,
@@ -112,6 +118,7 @@ impl Options {
             ),
             (self.keep_images && self.migrate.is_none(), "--keep-images", "--migrate"),
             (self.force && self.migrate.is_none(), "--force", "--migrate"),
+            (self.files.is_some() && self.migrate.is_none(), "--files", "--migrate"),
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
         ];
@@ -170,6 +177,10 @@ mod tests {
         assert!(options.keep_images);
         parse(&["--status", "-s"]).unwrap().check().unwrap_err();
         parse(&["--migrate", "b", "-s"]).unwrap().check().unwrap();
+        parse(&["--checkpoint", "--files", "ship"]).unwrap().check().unwrap_err();
+        let options = parse(&["--migrate", "b", "--files", "ship"]).unwrap();
+        options.check().unwrap();
+        assert_eq!(options.files, Some(Files::Ship));
     }
 
     #[test]

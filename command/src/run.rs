@@ -94,6 +94,7 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             jobs,
             keep_images: options.keep_images,
             force: options.force,
+            files: options.files.unwrap_or_default(),
         };
         let Reply::Migrated(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());

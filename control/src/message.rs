@@ -164,6 +164,8 @@ pub enum Request {
         keep_images: bool,
         /// Do not mind what the target's processor lacks.
         force: bool,
+        /// What becomes of open files.
+        files: Files,
     },
     /// Sets or ends periodic checkpoints. [`Reply::Done`].
     Interval {
@@ -377,6 +379,21 @@ pub struct Migrated {
     pub images: Option<String>,
 }
 
+/// What becomes of a regular file that a job has open, if it is not as it was when the job was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Files {
+    /// The job goes on with the file as it is now
+    #[default]
+    Continue,
+    /// One that the job writes to, and that has become longer, is cut to its old length
+    Truncate,
+    /// The job is not restarted
+    Refuse,
+    /// The file goes along with a job that moves: made where it is missing, put in place of one that the job writes to
+    Ship,
+}
+
 /// A job that wants to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -402,6 +419,8 @@ pub struct Offer {
     pub keep_images: bool,
     /// Do not mind what the target's processor lacks.
     pub force: bool,
+    /// What becomes of open files.
+    pub files: Files,
 }
 
 /// Between two coordinators, after [`Request::Offer`].

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as RealPid;
 use tokio::sync::{mpsc, oneshot};
 use ulpm_control::manifest::{self, Manifest, ProcessEntry};
-use ulpm_control::message::{self, Checkpointed, Migrated, Progress};
+use ulpm_control::message::{self, Checkpointed, Files, Migrated, Progress};
 use ulpm_control::{JobId, host};
 use ulpm_protocol::manager::{
     CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM,
@@ -86,6 +86,7 @@ pub(crate) enum Command {
         target: String,
         keep_images: bool,
         force: bool,
+        files: Files,
         progress: mpsc::UnboundedSender<Progress>,
         answer: Answer<Migrated>,
     },
@@ -372,8 +373,15 @@ impl Job {
                 let _ = answer.send(done);
                 self.end_if_empty();
             }
-            Event::Command(Command::Migrate { target, keep_images, force, progress, answer }) => {
-                let done = self.migrate(&target, keep_images, force, &progress).await;
+            Event::Command(Command::Migrate {
+                target,
+                keep_images,
+                force,
+                files,
+                progress,
+                answer,
+            }) => {
+                let done = self.migrate(&target, (keep_images, force, files), &progress).await;
                 let _ = answer.send(done);
                 if self.moved {
                     self.over = true;

@@ -860,11 +860,12 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
-        Request::Migrate { target, jobs, keep_images, force } => {
+        Request::Migrate { target, jobs, keep_images, force, files } => {
             let command = |progress, answer| Command::Migrate {
                 target: target.clone(),
                 keep_images,
                 force,
+                files,
                 progress,
                 answer,
             };

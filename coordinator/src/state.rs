@@ -22,7 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ulpm_control::JobId;
-use ulpm_control::message::Policy;
+use ulpm_control::message::{Files, Policy};
 
 /// Why a coordinator cannot have its state directory.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +100,9 @@ pub struct ArrivedRecord {
     /// The image stays when the job goes on.
     #[serde(default)]
     pub keep_images: bool,
+    /// What becomes of open files.
+    #[serde(default)]
+    pub files: Files,
     /// How far it has come.
     #[serde(default)]
     pub stage: Stage,

@@ -23,7 +23,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use ulpm_control::manifest::ProcessEntry;
 use ulpm_control::message::{
-    Checkpointed, JobOpened, Migrated, Offer, OpenJob, PeerMessage, Policy, Restart, Status, Stream,
+    Checkpointed, Files, JobOpened, Migrated, Offer, OpenJob, PeerMessage, Policy, Restart, Status,
+    Stream,
 };
 use ulpm_control::{Address, Client, JobId, Manifest, Reply, Request, codec, exit};
 use ulpm_protocol::manager::{
@@ -341,7 +342,7 @@ fn checkpoint_and(
 fn migrate(address: &Address, target: &str) -> Result<Migrated, ulpm_control::ClientError> {
     let mut client = Client::connect(address).unwrap();
     let (target, jobs) = (target.to_owned(), Vec::new());
-    client.send(&Request::Migrate { target, jobs, keep_images: false, force: false })?;
+    client.send(&Request::Migrate { target, jobs, keep_images: false, force: false, files: Files::Continue })?;
     loop {
         match client.receive()? {
             Reply::Progress(_) => {}
@@ -689,6 +690,7 @@ fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
         paths: Vec::new(),
         keep_images: false,
         force: false,
+        files: Files::Continue,
     };
     codec::write(&mut peer, &Request::Offer(Box::new(offer))).unwrap();
     let token = match codec::read(&mut peer).unwrap() {
@@ -805,6 +807,7 @@ fn an_image_that_is_cut_off_is_not_taken() {
         paths: Vec::new(),
         keep_images: false,
         force: false,
+        files: Files::Continue,
     };
     codec::write(&mut peer, &Request::Offer(Box::new(offer.clone()))).unwrap();
     let answer: PeerMessage = codec::read(&mut peer).unwrap();

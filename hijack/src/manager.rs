@@ -8,8 +8,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, FrameHeader, FromManager,
-    HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
+    CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure,
+    FrameHeader, FromManager, HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
 };
 use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
@@ -256,6 +256,7 @@ impl Manager {
             stopped: frozen.stopped,
             leader_gone: frozen.leader_gone,
             zombies,
+            with_files: flags & CAPTURE_FILES != 0,
         };
         let (meta, saved) = capture::collect(&subject)?;
         let sync = flags & CAPTURE_SYNC != 0;

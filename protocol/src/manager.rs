@@ -52,6 +52,8 @@ pub const CAPTURE_HOLD: u32 = 1;
 pub const CAPTURE_SYNC: u32 = 2;
 /// `Capture`: as [`FREEZE_STOPPED`], for a process that was stopped after it was told to freeze.
 pub const CAPTURE_STOPPED: u32 = 4;
+/// `Capture`: with the content of the regular files that are open.
+pub const CAPTURE_FILES: u32 = 8;
 
 /// Why a frame cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -44,6 +44,12 @@ pub enum RestartError {
     )]
     Changed { pid: i32, path: PathBuf },
     #[error(
+        "process {pid} has file {} open, and it has changed since the job was saved: {text}", path.display()
+    )]
+    FileChanged { pid: i32, path: PathBuf, text: String },
+    #[error("file {}, which process {pid} has open and which came along with the job, cannot be put in place", path.display())]
+    PutFile { pid: i32, path: PathBuf, source: io::Error },
+    #[error(
         "{} was a named pipe and is none now: put it out of the way, or name another place with --map-path", path.display()
     )]
     NoFifo { path: PathBuf },
@@ -87,10 +93,12 @@ impl RestartError {
             | Self::Socket(_) => exit::OS,
             Self::Unfit { .. }
             | Self::Changed { .. }
+            | Self::FileChanged { .. }
             | Self::NoFifo { .. }
             | Self::Locked { .. }
             | Self::Cpu(_)
             | Self::Room { .. } => exit::CONFIG,
+            Self::PutFile { .. } => exit::OS,
             Self::Open { .. } => exit::NO_PERMISSION,
             Self::Elsewhere(_) => exit::SOFTWARE,
             Self::MapPath(_) => exit::USAGE,

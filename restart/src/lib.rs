@@ -10,6 +10,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod files;
 pub mod image_file;
 pub mod ipc;
 pub mod locks;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ulpm_control::message::Files;
 use ulpm_control::{Address, place};
 
 use crate::objects::Outside;
@@ -44,6 +45,10 @@ pub struct Options {
     /// What becomes of a socket that was connected to a program outside the job
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub outside_sockets: Outside,
+
+    /// What becomes of a regular file that the job has open, if it has changed since the checkpoint
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub files: Files,
 
     /// Only say whether the job can be restarted here
     #[arg(long)]

@@ -22,6 +22,7 @@ use ulpm_sys::arch::xsave::Layout;
 
 use crate::clock::JobTime;
 use crate::error::RestartError;
+use crate::files::Files;
 use crate::image_file::ImageFile;
 use crate::ipc::Ipc;
 use crate::locks;
@@ -59,6 +60,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     }
     let circumstances =
         Circumstances { outside: options.outside_sockets, hold: options.hold.is_some() };
+    let mut files = Files::look(&checkpoint.images, &paths, options.files, options.check)?;
     let mut objects = Objects::create(&checkpoint.images, &paths, circumstances)?;
     if options.hold.is_none() {
         // One that is moved may hold its locks until it has ended on the other host.
@@ -109,7 +111,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let mut ipc = Ipc::default();
     let made = ipc.create(&checkpoint.images, table, options.hold.is_some());
     let job_time = JobTime::enter(&checkpoint.images);
-    let forked = made.and_then(|()| tree.fork());
+    let forked = made.and_then(|()| files.cut()).and_then(|()| tree.fork());
     drop(job_time);
     tree.close(); // Ours of what was inherited, or no pipe would ever end.
     // It is set from the background too.
@@ -138,6 +140,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         }
     };
     ipc.keep();
+    files.keep();
     objects.names.forget();
     if options.verbose {
         eprintln!("ulpm_restart: job {} ({}) runs", opened.name, opened.job);

@@ -163,9 +163,24 @@ impl Host {
     ///
     /// When it ends, or does not answer in time; with its log.
     pub fn start_coordinator(&self) -> Result {
+        self.start_coordinator_by(self.tool("ulpm_coordinator"))
+    }
+
+    /// The same, on a host that has nothing in a directory: for root only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start_coordinator`].
+    pub fn start_coordinator_without(&self, directory: &Path) -> Result {
+        let mut command = self.command("unshare");
+        command.args(["--mount", "sh", "-c", "mount -t tmpfs none \"$0\" && exec \"$@\""]);
+        command.arg(directory).arg(self.bin.join("ulpm_coordinator"));
+        self.start_coordinator_by(command)
+    }
+
+    fn start_coordinator_by(&self, mut command: Command) -> Result {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let child = self
-            .tool("ulpm_coordinator")
+        let child = command
             .arg("--socket")
             .arg(&self.socket)
             .arg("--listen")

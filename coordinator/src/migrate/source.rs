@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use ulpm_control::codec::{self, CodecError};
 use ulpm_control::host;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{JobId, Migrated, Offer, PeerMessage, Progress, Request};
+use ulpm_control::message::{Files, JobId, Migrated, Offer, PeerMessage, Progress, Request};
 use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
-use ulpm_protocol::manager::{CAPTURE_HOLD, ToManager};
+use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, ToManager};
 use ulpm_protocol::table::Handover;
 
 use super::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Peer, connect, unexpected, with_port, within};
@@ -112,6 +112,7 @@ struct Leaving<'a> {
     target: String,
     keep_images: bool,
     force: bool,
+    files: Files,
     progress: &'a mpsc::UnboundedSender<Progress>,
     began: Instant,
     peer: Option<Peer>,
@@ -192,8 +193,7 @@ impl Job {
     pub(crate) async fn migrate(
         &mut self,
         target: &str,
-        keep_images: bool,
-        force: bool,
+        (keep_images, force, files): (bool, bool, Files),
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> Result<Migrated, JobError> {
         self.free_to_act()?;
@@ -203,6 +203,7 @@ impl Job {
             target: with_port(target),
             keep_images,
             force,
+            files,
             progress,
             began: Instant::now(),
             peer: None,
@@ -344,7 +345,7 @@ impl Job {
             Ok(connected) => connected,
             Err(why) => return Some(leaving.because(why, SourceEvent::Failed)),
         };
-        let offer = Request::Offer(Box::new(self.offer(leaving.keep_images, leaving.force)));
+        let offer = Request::Offer(Box::new(self.offer(leaving)));
         let sent = within(ANSWER_TIMEOUT, wire::write(&mut stream, &offer));
         let sent = self.meanwhile(&nobody, sent).await;
         leaving.address = Some(address);
@@ -454,7 +455,7 @@ impl Job {
         }
     }
 
-    fn offer(&mut self, keep_images: bool, force: bool) -> Offer {
+    fn offer(&mut self, leaving: &Leaving<'_>) -> Offer {
         let mut paths = BTreeSet::new();
         let mut bytes = 0;
         let members = self.members();
@@ -464,7 +465,13 @@ impl Job {
             .map(|id| (id.dev, id.ino))
             .collect();
         for stat in &members {
-            paths.extend(process::open_paths(stat.pid, &outputs));
+            let open = process::open_paths(stat.pid, &outputs);
+            // A file that goes along needs the directory that it is to be in.
+            let needed = open.into_iter().map(|path| match path.parent() {
+                Some(parent) if leaving.files == Files::Ship && !path.is_dir() => parent.to_owned(),
+                _ => path,
+            });
+            paths.extend(needed);
             bytes += stat.rss * 4096;
         }
         Offer {
@@ -477,8 +484,9 @@ impl Job {
             processes: u32::try_from(members.len()).unwrap_or(u32::MAX),
             bytes,
             paths: paths.iter().filter_map(|path| path.to_str().map(str::to_owned)).collect(),
-            keep_images,
-            force,
+            keep_images: leaving.keep_images,
+            force: leaving.force,
+            files: leaving.files,
         }
     }
 
@@ -491,6 +499,7 @@ impl Job {
         let (name, target) = (leaving.name.clone(), leaving.target.clone());
         let lost = |source| target_lost(&name, &target, source);
         let refused = |chain| target_refused(&name, &target, chain);
+        let files = if leaving.files == Files::Ship { CAPTURE_FILES } else { 0 };
         let Leaving { peer: Some(peer), address: Some(address), token, progress, .. } = leaving
         else {
             return Err(lost(CodecError::Closed));
@@ -501,7 +510,7 @@ impl Job {
             let (reader, writer) = pipe()?;
             transfer.start(*address, token, process.virt, reader, &done);
             let zombies = encode_zombies(&process.zombies);
-            let flags = CAPTURE_HOLD | self.capture_flags(process.pid);
+            let flags = CAPTURE_HOLD | files | self.capture_flags(process.pid);
             let message = ToManager::Capture { flags, zombies: &zombies };
             self.send_with(process.pid, message, Some(writer.as_fd())).await;
         }

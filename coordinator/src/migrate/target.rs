@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{JobId, Offer, PeerMessage};
+use ulpm_control::message::{Files, JobId, Offer, PeerMessage};
 use ulpm_control::{host, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
 
@@ -202,6 +202,7 @@ struct Arriving {
     token: String,
     name: String,
     force: bool,
+    files_how: Files,
     keep_images: bool,
     ckpt_dir: PathBuf,
     peer: Option<Peer>,
@@ -262,6 +263,7 @@ pub(crate) async fn receive(shared: &Arc<Shared>, stream: TcpStream, offer: Offe
         token,
         name: offer.name.clone(),
         force: offer.force,
+        files_how: offer.files,
         keep_images: offer.keep_images,
         ckpt_dir,
         peer: Some(peer),
@@ -304,6 +306,7 @@ impl Arriving {
             name: record.name.clone(),
             // It was checked when it came.
             force: true,
+            files_how: record.files,
             keep_images: record.keep_images,
             ckpt_dir: ckpt_dir.to_owned(),
             peer: None,
@@ -509,6 +512,7 @@ impl Arriving {
                     name: self.name.clone(),
                     image: self.image.clone(),
                     keep_images: self.keep_images,
+                    files: self.files_how,
                     stage: Stage::Prepared,
                     finished: None,
                 };
@@ -707,6 +711,12 @@ impl Arriving {
         std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
         let log = options.open(output)?;
         let log2 = log.try_clone()?;
+        let files = match self.files_how {
+            Files::Continue => "continue",
+            Files::Truncate => "truncate",
+            Files::Refuse => "refuse",
+            Files::Ship => "ship",
+        };
         let program = place::find("ulpm_restart").map_err(io::Error::other)?;
         tokio::process::Command::new(program)
             .arg("-c")
@@ -714,6 +724,8 @@ impl Arriving {
             .arg("--hold")
             .arg(&self.token)
             .args(self.force.then_some("--force"))
+            .arg("--files")
+            .arg(files)
             .arg("-d")
             .arg(&self.ckpt_dir)
             .arg(&self.image)

@@ -36,6 +36,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) leader_gone: bool,
     /// Encoded `Zombie` entries.
     pub(crate) zombies: &'a [u8],
+    /// The content of open files goes along.
+    pub(crate) with_files: bool,
 }
 
 impl Subject<'_> {

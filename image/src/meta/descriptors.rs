@@ -63,6 +63,8 @@ Description {
     mode: u32,
     /// Length of the file when it was saved.
     file_len: u64,
+    /// Modification time of the file when it was saved, seconds and nanoseconds.
+    mtime: [i64; 2],
     /// Path.
     path: Vec<u8>,
 }

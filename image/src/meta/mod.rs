@@ -251,6 +251,8 @@ pub struct Meta {
     pub pipes: Vec<Pipe>,
     /// Files without a name that this process saved.
     pub deleted: Vec<DeletedFile>,
+    /// Files with a name whose content goes along: those that this process saved.
+    pub files: Vec<DeletedFile>,
     /// Named pipes that this process saved.
     pub fifos: Vec<Fifo>,
     /// Pseudo-terminals that this process saved.
@@ -365,6 +367,7 @@ sections! {
     28 locks,
     29 deleted_cwd,
     30 ipc,
+    31 files,
 }
 
 impl Meta {

@@ -13,6 +13,7 @@ mod kernel_objects;
 mod kernel_state;
 mod kill;
 mod native;
+mod open_files;
 mod other_kernel;
 mod processes;
 mod programs;

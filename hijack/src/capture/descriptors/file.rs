@@ -13,6 +13,8 @@ use crate::freeze::Failed;
 
 /// The election of the process that saves a file's content: several descriptions may lead to it.
 const DELETED: u64 = 5;
+/// The same for a file that has a name.
+const NAMED: u64 = 32;
 
 /// The most that is saved of a file without a name, in bytes; holes do not count.
 const MAX_DELETED: usize = 256 << 20;
@@ -66,14 +68,44 @@ pub(super) fn save(subject: &Subject<'_>, open: &Open, meta: &mut Meta) -> Resul
     let id = [open.status.dev, open.status.ino];
     let known = meta.deleted.iter().any(|file| [file.dev, file.inode] == id);
     if !known && subject.wins(DELETED, &id)? {
-        meta.deleted.push(content(open)?);
+        let why = "was deleted, and holds more than what is saved of such a file";
+        meta.deleted.push(content(open, why)?);
     }
     Ok(())
 }
 
-/// The content of a file that nobody could open again.
-fn content(open: &Open) -> Result<DeletedFile, Failed> {
-    let failed = |errno| Failed::system("read a file that was deleted", errno);
+/// The content of a file that goes along with the job.
+pub(super) fn save_with_name(
+    subject: &Subject<'_>,
+    open: &Open,
+    meta: &mut Meta,
+) -> Result<(), Failed> {
+    let elsewhere = [&b"/proc/"[..], b"/sys/", b"/dev/"];
+    if open.status.mode & mode::TYPE != mode::REGULAR
+        || elsewhere.iter().any(|directory| open.path.starts_with(directory))
+    {
+        return Ok(());
+    }
+    let id = [open.status.dev, open.status.ino];
+    let known = meta.files.iter().any(|file| [file.dev, file.inode] == id);
+    if !known && subject.wins(NAMED, &id)? {
+        let size = |file: &DeletedFile| -> usize {
+            file.parts.iter().map(|part| part.content.len()).sum()
+        };
+        let before: usize = meta.files.iter().map(size).sum();
+        let why = "holds, with other open files, more than goes along with a job (256 MiB)";
+        let file = content(open, why)?;
+        if before + size(&file) > MAX_DELETED {
+            return Err(cannot(open, why));
+        }
+        meta.files.push(file);
+    }
+    Ok(())
+}
+
+/// The content of a file; `why` says what it is that holds too much.
+fn content(open: &Open, why: &str) -> Result<DeletedFile, Failed> {
+    let failed = |errno| Failed::system("read a file that is open", errno);
     // Opened anew, for the descriptor may be for writing only.
     let link = Text::<64>::path(format_args!("/proc/thread-self/fd/{}", open.ours));
     let from = ulpm_sys::open(link.c_str(), oflag::RDONLY | oflag::CLOEXEC).map_err(failed)?;
@@ -86,7 +118,7 @@ fn content(open: &Open) -> Result<DeletedFile, Failed> {
             len: u64::try_from(open.status.size).unwrap_or(0),
             parts,
         }),
-        None => Err(cannot(open, "was deleted, and holds more than what is saved of such a file")),
+        None => Err(cannot(open, why)),
     }
 }
 

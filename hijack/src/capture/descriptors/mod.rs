@@ -224,6 +224,7 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
         inode: status.ino,
         mode: status.mode,
         file_len: u64::try_from(status.size).unwrap_or(0),
+        mtime: [status.mtime, status.mtime_ns],
         path: virtual_path(subject, &open.path),
     };
     if let Some(stream) = stream(subject, open) {
@@ -279,6 +280,7 @@ fn save(
         kind::SOCKET => socket::save(subject, open, description, sockets, meta),
         kind::PIPE | kind::FIFO => pipe::save(subject, open, description, meta),
         kind::DELETED => file::save(subject, open, meta),
+        kind::FILE if subject.with_files => file::save_with_name(subject, open, meta),
         kind::MASTER => terminal::save_master(subject, open, meta),
         kind::TERMINAL => {
             terminal::save(open, description, meta);
