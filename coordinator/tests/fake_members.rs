@@ -342,7 +342,13 @@ fn checkpoint_and(
 fn migrate(address: &Address, target: &str) -> Result<Migrated, ulpm_control::ClientError> {
     let mut client = Client::connect(address).unwrap();
     let (target, jobs) = (target.to_owned(), Vec::new());
-    client.send(&Request::Migrate { target, jobs, keep_images: false, force: false, files: Files::Continue })?;
+    client.send(&Request::Migrate {
+        target,
+        jobs,
+        keep_images: false,
+        force: false,
+        files: Files::Continue,
+    })?;
     loop {
         match client.receive()? {
             Reply::Progress(_) => {}

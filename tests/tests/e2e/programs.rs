@@ -36,6 +36,24 @@ fn gcc() -> Program {
     program.folder(program_path("unit")).file("many.o").changes_files()
 }
 
+/// A shell script, which runs other programs.
+fn script(name: &str, pace: Pace) -> Program {
+    let path = program_path(&format!("{name}.sh"));
+    Program::new(name, &["bash", &path.to_string_lossy()], pace).changes_files()
+}
+
+/// A transaction in a write-ahead log, whose index is a file that is mapped shared.
+fn sqlite_wal() -> Program {
+    let program = Program::new("sqlite", &["sqlite3", "wal.db", ".read wal.sql"], Pace::Lines);
+    program.folder(program_path("wal")).changes_files()
+}
+
+/// makes within makes, which share the tokens of one jobserver.
+fn jobserver() -> Program {
+    let program = Program::new("jobserver", &["make", "-j4"], Pace::Lines).from_ok();
+    program.folder(program_path("jobs")).file("sum").changes_files()
+}
+
 whole_life! {
     python_threads => Program::script(PYTHON, "threads.py", 200);
     python_multiprocessing => Program::script(PYTHON, "pool.py", 200);
@@ -44,6 +62,10 @@ whole_life! {
     bash_pipeline => pipeline();
     make_j4 => make();
     gcc_itself => gcc();
+    make_jobserver => jobserver();
+    sqlite_wal_transaction => sqlite_wal();
+    git_commits_clones_and_repacks => script("git", Pace::Lines);
+    tar_and_gzip => script("tar", Pace::Cpu).from_ok();
     gawk => awk();
     bc_digits => bc();
     jemalloc => Program::guest("malloc_storm", 200).env("LD_PRELOAD", JEMALLOC);
