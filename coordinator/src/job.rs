@@ -346,7 +346,10 @@ impl Job {
     fn finish(&mut self) {
         tracing::info!("job {} ({}) has ended", self.meta.name, self.meta.id);
         // First: a record without an end, and without a table, is that of a job which never went on.
-        if !self.moved
+        // One that has never gone on here is its hand-over's to speak of.
+        let went_on = self.table.table().handover() != Handover::Pending;
+        if went_on
+            && !self.moved
             && let Some(token) = &self.meta.origin
         {
             let text = match self.exited {

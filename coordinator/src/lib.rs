@@ -13,6 +13,7 @@
 
 pub mod barrier;
 pub mod error;
+mod fault;
 pub mod generation;
 mod job;
 mod kernel;

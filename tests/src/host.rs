@@ -178,6 +178,17 @@ impl Host {
         self.start_coordinator_by(command)
     }
 
+    /// The same with faults at named points, see `coordinator/src/fault.rs`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start_coordinator`].
+    pub fn start_faulty_coordinator(&self, faults: &str) -> Result {
+        let mut command = self.tool("ulpm_coordinator");
+        command.env("ULPM_FAULT", faults);
+        self.start_coordinator_by(command)
+    }
+
     fn start_coordinator_by(&self, mut command: Command) -> Result {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let child = command
@@ -200,7 +211,8 @@ impl Host {
                 return Err(format!("coordinator ended: {:?}\n{}", status, self.log()).into());
             }
             drop(slot);
-            Ok(self.status().ok())
+            // It answers before it listens to other hosts.
+            Ok(self.status().ok().filter(|status| status["listen"].is_string()))
         })?;
         let listen =
             status["listen"].as_str().ok_or("--status --json does not say where it listens")?;

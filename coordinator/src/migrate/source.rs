@@ -22,6 +22,7 @@ use ulpm_protocol::table::Handover;
 use super::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Peer, connect, unexpected, with_port, within};
 use crate::barrier::{Capture, Captured, Pid};
 use crate::error::{JobError, Remote};
+use crate::fault;
 use crate::job::{Barrier, Frozen, Job, PROGRESS, STUCK, encode_zombies, millis};
 use crate::process;
 use crate::state::{self, Finished, MovedRecord};
@@ -226,6 +227,7 @@ impl Job {
             let mut event = None;
             for &action in actions {
                 tracing::debug!("job {}: {machine:?}: {action:?}", leaving.name);
+                fault::before("source", action);
                 event = self.act(leaving, action).await;
                 if event.is_some() {
                     break;

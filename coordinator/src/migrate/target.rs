@@ -19,6 +19,7 @@ use ulpm_control::{host, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
 
 use super::{Peer, unexpected};
+use crate::fault;
 use crate::generation::{self, Partial};
 use crate::job::{Command, PROGRESS, STUCK};
 use crate::server::Shared;
@@ -326,6 +327,7 @@ impl Arriving {
             let mut event = None;
             for &action in actions {
                 tracing::debug!("job {}: {machine:?}: {action:?}", self.name);
+                fault::before("target", action);
                 event = self.act(action).await;
                 if event.is_some() {
                     break;

@@ -323,3 +323,97 @@ fn restart_on_the_target_during_a_migration() -> Result {
         Ok(())
     })
 }
+
+/// Kills a coordinator at a named point of a migration: afterwards one instance goes on, and no more.
+fn killed_before(side: usize, action: &str) -> Result {
+    Lab::two_hosts(|lab| {
+        let faults = format!("kill:{}.{action}", ["source", "target"][side]);
+        lab.hosts[side].kill_coordinator()?;
+        lab.hosts[side].start_faulty_coordinator(&faults)?;
+        let faulty = lab.hosts[side].coordinator_pid().ok_or("no coordinator")?;
+        let guest = lab.launch(&Program::guest("random_memory", 1_000_000).arg("2"))?;
+        guest.wait_step(2)?;
+        let target = lab.hosts[1].address();
+        // What the command says depends on the moment.
+        let said = lab.tool(0, "ulpm_command", &["--migrate", &target, &guest.name])?;
+        println!("{} {}", said.code, said.stderr);
+        // Whoever waits for the job may start another coordinator, which knows nothing of this lab's directories.
+        until(format!("a coordinator after the fault {faults}"), DEADLINE, || {
+            let stray = lab.hosts[side].status().ok().and_then(|status| status["pid"].as_i64());
+            if stray == Some(faulty.into()) {
+                return Ok(None);
+            }
+            if let Some(stray) = stray {
+                kill_process(i32::try_from(stray)?)?;
+            }
+            lab.hosts[side].kill_coordinator()?;
+            Ok(lab.hosts[side].start_coordinator().ok())
+        })?;
+        let mut rounds = 0;
+        until(format!("one instance to go on after {faults}"), DEADLINE, || {
+            let running = instances(lab)?;
+            let mut busy = false;
+            for host in &lab.hosts {
+                let status = host.status()?;
+                busy |= status["jobs"]
+                    .as_array()
+                    .is_some_and(|jobs| jobs.iter().any(|job| job["state"] != "running"));
+            }
+            // A copy that waits counts as another.
+            rounds = if running.len() == 1 && !busy { rounds + 1 } else { 0 };
+            Ok((rounds > 25).then_some(()))
+        })?;
+        // Not only is it there.
+        let pid = instances(lab)?.first().map(|process| process.pid).ok_or("it has gone")?;
+        let mut before = None;
+        until(format!("it to go on after {faults}"), DEADLINE, || {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let spent: u64 = text
+                .rsplit(')')
+                .next()
+                .and_then(|rest| rest.split_whitespace().nth(11)?.parse().ok())
+                .unwrap_or(0);
+            Ok((spent > *before.get_or_insert(spent)).then_some(()))
+        })?;
+        for process in instances(lab)? {
+            kill_process(process.pid)?;
+        }
+        until("the job to be forgotten", DEADLINE, || Ok(guest.has_ended()?.then_some(())))
+    })
+}
+
+fn kill_process(pid: i32) -> Result {
+    use nix::sys::signal::{Signal, kill};
+    Ok(kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?)
+}
+
+macro_rules! killed_before {
+    ($($name:ident: $side:literal $action:literal;)+) => {
+        mod coordinator_killed_before {
+            $(
+                #[test]
+                fn $name() -> ulpm_tests::Result {
+                    super::killed_before($side, $action)
+                }
+            )+
+        }
+    };
+}
+
+killed_before! {
+    source_offers: 0 "Send(Offer)";
+    source_freezes: 0 "Freeze";
+    source_captures: 0 "Capture";
+    source_says_that_all_was_sent: 0 "Send(Images)";
+    source_records: 0 "Record";
+    source_decides: 0 "Decide";
+    source_commits: 0 "Send(Commit)";
+    source_ends_its_processes: 0 "End";
+    target_accepts: 1 "Send(Accept)";
+    target_rebuilds: 1 "Rebuild";
+    target_logs_the_image: 1 "LogPrepared";
+    target_says_that_it_is_prepared: 1 "Send(Prepared)";
+    target_logs_that_it_takes_the_job: 1 "LogTaken";
+    target_releases: 1 "Release";
+    target_says_that_it_runs: 1 "Send(Running)";
+}
