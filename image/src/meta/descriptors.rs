@@ -30,17 +30,17 @@ pub mod description_kind {
     /// A named pipe: a [`Fifo`](super::Fifo) with this `dev` and `inode` has its content. `position` is 1 for
     /// a reading end that is told that the writers have gone (POLLHUP).
     pub const FIFO: u32 = 5;
-    /// An object that tells of events: an [`EventCounter`](super::EventCounter),
-    /// [`EventTimer`](super::EventTimer), [`EventSignals`](super::EventSignals) or
-    /// [`EventProcess`](super::EventProcess) says what it is.
+    /// An object that tells of events: an [`EventCounter`](crate::meta::EventCounter),
+    /// [`EventTimer`](crate::meta::EventTimer), [`EventSignals`](super::EventSignals) or
+    /// [`EventProcess`](crate::meta::EventProcess) says what it is.
     pub const EVENT: u32 = 6;
-    /// An epoll instance: each [`Interest`](super::Interest) that names it is something that it watches.
+    /// An epoll instance: each [`Interest`](crate::meta::Interest) that names it is something that it watches.
     pub const EPOLL: u32 = 7;
-    /// A socket: the [`Socket`](super::Socket) with this `inode` says what it is.
+    /// A socket: the [`Socket`](crate::meta::Socket) with this `inode` says what it is.
     pub const SOCKET: u32 = 8;
-    /// The master of a pseudo-terminal: a [`Master`](super::Master) with `inode` as its index has what is in it.
+    /// The master of a pseudo-terminal: a [`Master`](crate::meta::Master) with `inode` as its index has what is in it.
     pub const MASTER: u32 = 9;
-    /// A slave or `/dev/tty`: a [`Terminal`](super::Terminal) says which.
+    /// A slave or `/dev/tty`: a [`Terminal`](crate::meta::Terminal) says which.
     pub const TERMINAL: u32 = 10;
 }
 
