@@ -41,6 +41,9 @@ int main(int argc, char **argv)
     CHECK(input >= 0 && log >= 0 && holes >= 0 && first >= 0);
     CHECK_EQ(link("sub/first", "sub/second"), 0);
     int second = open("sub/second", O_RDONLY);
+    /* Who has made a file may write to it whatever its mode. */
+    int sealed = open("sub/sealed", O_RDWR | O_CREAT | O_EXCL, 0400);
+    CHECK(sealed >= 0);
     CHECK(second >= 0);
 
     for (long i = 0; i < steps; i++) {
@@ -59,6 +62,10 @@ int main(int argc, char **argv)
         CHECK(status.st_blocks < steps * 64);
         CHECK_EQ(pwrite(first, wanted, RECORD, 0), RECORD);
         check_record(second, i, 0);
+        CHECK_EQ(pwrite(sealed, wanted, RECORD, i * RECORD), RECORD);
+        check_record(sealed, i / 2, i / 2 * RECORD);
+        CHECK_EQ(fstat(sealed, &status), 0);
+        CHECK_EQ(status.st_mode & 07777, 0400);
         for (long j = 0; j <= i; j += 1 + i / 10) {
             check_record(log, j, j * RECORD);
             check_record(holes, j, j * APART);

@@ -1,9 +1,10 @@
 //! Files, with and without a name, and the standard streams.
 
 use std::fs::{File, OpenOptions, Permissions};
+use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use ulpm_image::meta::{DeletedFile, Description, description_kind};
@@ -130,16 +131,14 @@ impl Builder<'_> {
             flags |= libc::O_NOFOLLOW;
         }
         let access = description.flags.cast_signed() & libc::O_ACCMODE;
-        let file = OpenOptions::new()
-            .read(access != libc::O_WRONLY)
-            .write(access != libc::O_RDONLY)
-            .custom_flags(flags | libc::O_NOCTTY)
-            .open(&path)
-            .map_err(|source| RestartError::Open {
-                pid: image.pid(),
-                path: path.clone(),
-                source,
-            })?;
+        let mut options = OpenOptions::new();
+        options.read(access != libc::O_WRONLY).write(access != libc::O_RDONLY);
+        options.custom_flags(flags | libc::O_NOCTTY);
+        let file = open_own(&options, &path).map_err(|source| RestartError::Open {
+            pid: image.pid(),
+            path: path.clone(),
+            source,
+        })?;
         let kind = description.mode & libc::S_IFMT;
         if (kind == libc::S_IFREG || kind == libc::S_IFDIR) && flags & libc::O_PATH == 0 {
             let position = libc::off_t::try_from(description.position).unwrap_or(libc::off_t::MAX);
@@ -150,6 +149,24 @@ impl Builder<'_> {
         }
         Ok(file.into())
     }
+}
+
+/// Opens a file, also one whose owner we are and whose mode does not let us any more: who has made a file may write to it
+/// whatever its mode, and git makes all of its objects so.
+pub(super) fn open_own(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let refused = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => error,
+        other => return other,
+    };
+    let Ok(found) = std::fs::metadata(path) else { return Err(refused) };
+    if !found.is_file() || found.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(refused);
+    }
+    let mode = found.permissions();
+    std::fs::set_permissions(path, Permissions::from_mode(mode.mode() & 0o7777 | 0o600))?;
+    let opened = options.open(path);
+    std::fs::set_permissions(path, mode)?;
+    opened
 }
 
 /// One of our own standard streams; /dev/null for one that is closed.

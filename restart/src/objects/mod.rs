@@ -261,8 +261,12 @@ impl Builder<'_> {
                 source,
             })?;
         }
-        let file = OpenOptions::new().read(true).write(write).open(&key.0).map_err(|source| {
-            RestartError::Open { pid: image.pid(), path: key.0.clone(), source }
+        let mut options = OpenOptions::new();
+        options.read(true).write(write);
+        let file = file::open_own(&options, &key.0).map_err(|source| RestartError::Open {
+            pid: image.pid(),
+            path: key.0.clone(),
+            source,
         })?;
         let fd = lift(file.into(), self.base)?;
         self.files.insert(key, fd);

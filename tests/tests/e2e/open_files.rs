@@ -108,7 +108,7 @@ fn files_that_went_along_are_made_and_replaced() -> Result {
         again.expect_code(0)?;
         ensure!(fs::read(sub.join("first"))? != first, "the guest has not written to it");
         let left: Vec<_> = fs::read_dir(&sub)?.flatten().map(|entry| entry.file_name()).collect();
-        ensure!(left.len() == 5, "{left:?}");
+        ensure!(left.len() == 6, "{left:?}");
         Ok(())
     })
 }
