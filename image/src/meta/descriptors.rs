@@ -31,7 +31,7 @@ pub mod description_kind {
     /// a reading end that is told that the writers have gone (POLLHUP).
     pub const FIFO: u32 = 5;
     /// An object that tells of events: an [`EventCounter`](crate::meta::EventCounter),
-    /// [`EventTimer`](crate::meta::EventTimer), [`EventSignals`](super::EventSignals) or
+    /// [`EventTimer`](crate::meta::EventTimer), [`EventSignals`](crate::meta::EventSignals) or
     /// [`EventProcess`](crate::meta::EventProcess) says what it is.
     pub const EVENT: u32 = 6;
     /// An epoll instance: each [`Interest`](crate::meta::Interest) that names it is something that it watches.
