@@ -257,11 +257,11 @@ pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
             let _ = ulpm_sys::futex_wait(&own.thaw, now, None);
         } else if own.collecting.load(Ordering::Acquire) != 0 {
             seen = now;
-            if own.collecting.load(Ordering::Acquire) == LOCKS {
-                crate::locks::take();
-            } else {
+            match own.collecting.load(Ordering::Acquire) {
+                LOCKS => crate::locks::take(),
+                FLAGS => tell_flags(),
                 // SAFETY: as above.
-                take_pending(unsafe { &mut *stopped });
+                _ => take_pending(unsafe { &mut *stopped }),
             }
             own.collected.fetch_add(1, Ordering::AcqRel);
             ulpm_sys::futex_wake_all(&own.collected);
@@ -288,9 +288,29 @@ pub(crate) fn have_locks_taken(own: &PerProcess, until: i64) -> bool {
     have_done(own, LOCKS, own.stopped.load(Ordering::Acquire), until)
 }
 
+/// The flags of a descriptor (F_GETFD), which only those can ask for whose table it is in; `None` if they do not
+/// answer up to `until`. Only while all stand still.
+pub(crate) fn descriptor_flags(own: &PerProcess, fd: i32, until: i64) -> Option<i32> {
+    ASKED[0].store(fd, Ordering::Relaxed);
+    let count = u32::try_from(stopped(own).count()).unwrap_or(u32::MAX);
+    have_done(own, FLAGS, count, until).then(|| ASKED[1].load(Ordering::Relaxed))
+}
+
+/// On a stopped thread. Each gets the same answer.
+fn tell_flags() {
+    /// F_GETFD
+    const GET: i32 = 1;
+    let flags = ulpm_sys::fcntl(ASKED[0].load(Ordering::Relaxed), GET, 0);
+    ASKED[1].store(flags.unwrap_or(0), Ordering::Relaxed);
+}
+
+/// A descriptor, and its flags.
+static ASKED: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
+
 /// What stopped threads are to do: `PerProcess::collecting`.
 const SIGNALS: u32 = 1;
 const LOCKS: u32 = 2;
+const FLAGS: u32 = 3;
 
 /// Has `count` stopped threads do something, up to `until` (monotonic ns); false if not all have.
 fn have_done(own: &PerProcess, what: u32, count: u32, until: i64) -> bool {

@@ -20,6 +20,8 @@ static int orphan_slave;
 static int fresh_master;
 /* In packet mode. */
 static int packet_master, packet_slave;
+/* The same open file, which has O_CLOEXEC as it was opened by ioctl(2): with and without the flag of its own. */
+static int peer, closed_by_exec;
 static struct termios quiet_modes;
 
 static int readable(int fd)
@@ -113,6 +115,11 @@ static void make_all(void)
     CHECK(ioctl(packet_master, TIOCPKT, &on) == 0);
     send_text(packet_slave, "packet");
     CHECK(ioctl(packet_slave, TIOCEXCL) == 0);
+
+    peer = ioctl(quiet_master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    CHECK(peer >= 0 && fcntl(peer, F_SETFD, 0) == 0);
+    closed_by_exec = fcntl(peer, F_DUPFD_CLOEXEC, 0);
+    CHECK(closed_by_exec >= 0);
 }
 
 static void check_all(void)
@@ -185,6 +192,24 @@ static void check_all(void)
     CHECK(ioctl(packet_slave, TIOCGEXCL, &on) == 0 && on == 1);
     send_text(packet_slave, "packet");
     wait_readable(packet_master, 1);
+
+    CHECK_EQ(fcntl(quiet_slave, F_GETFD), 0);
+    CHECK_EQ(fcntl(quiet_slave, F_GETFL) & (O_ACCMODE | O_CLOEXEC), O_RDWR);
+    CHECK_EQ(fcntl(peer, F_GETFD), 0);
+    CHECK_EQ(fcntl(peer, F_GETFL) & (O_ACCMODE | O_CLOEXEC), O_RDWR | O_CLOEXEC);
+    CHECK_EQ(fcntl(closed_by_exec, F_GETFD), FD_CLOEXEC);
+}
+
+/* By ioctl(2), and by what libc makes of it. */
+static void check_ids(int tty, pid_t group, pid_t leader)
+{
+    pid_t found = -1;
+    CHECK_EQ(tcgetpgrp(tty), group);
+    CHECK(ioctl(tty, TIOCGPGRP, &found) == 0);
+    CHECK_EQ(found, group);
+    CHECK_EQ(tcgetsid(tty), leader);
+    CHECK(ioctl(tty, TIOCGSID, &found) == 0);
+    CHECK_EQ(found, leader);
 }
 
 static volatile sig_atomic_t interrupts;
@@ -234,14 +259,16 @@ static int session(void)
         int status;
         pid_t ended = waitpid(child, &status, WNOHANG);
         CHECK(ended >= 0);
-        CHECK_EQ(tcgetsid(tty), getpid());
         CHECK(strcmp(ctermid(NULL), "/dev/tty") == 0);
         if (ended == child) {
+            CHECK_EQ(tcgetsid(tty), getpid());
             CHECK(WIFEXITED(status));
             return WEXITSTATUS(status);
         }
-        CHECK_EQ(tcgetpgrp(tty), child);
-        CHECK_EQ(tcgetpgrp(STDIN_FILENO), child);
+        /* Given to whom it belongs already. */
+        CHECK(ioctl(tty, TIOCSPGRP, &child) == 0);
+        check_ids(tty, child, getpid());
+        check_ids(STDIN_FILENO, child, getpid());
         guest_nap_us(2000);
     }
 }
@@ -264,6 +291,9 @@ int main(int argc, char **argv)
         guest_step(step);
         check_all();
         CHECK_EQ(tcgetsid(master), leader);
+        pid_t found = -1;
+        CHECK(ioctl(master, TIOCGSID, &found) == 0);
+        CHECK_EQ(found, leader);
         char line[64], wanted[64];
         /* The key goes to the group in the foreground, and nobody else. */
         send_text(master, "\x03");

@@ -116,7 +116,7 @@ impl<'a> Terminals<'a> {
             return gone();
         };
         // SAFETY: the path is NUL-terminated.
-        let fd = unsafe { libc::open(path.as_ptr(), again(description)) };
+        let fd = unsafe { libc::open(path.as_ptr(), again(description) | libc::O_CLOEXEC) };
         if fd < 0 {
             return gone();
         }
@@ -156,7 +156,7 @@ fn failed(what: &'static str, errno: Errno) -> RestartError {
 
 /// Flags for opening a terminal again.
 fn again(description: &Description) -> libc::c_int {
-    description.flags.cast_signed() & !NOT_AGAIN | libc::O_NOCTTY | libc::O_CLOEXEC
+    description.flags.cast_signed() & !NOT_AGAIN | libc::O_NOCTTY
 }
 
 /// Opens a master for each number, by that number if it is free.
@@ -197,10 +197,17 @@ fn open_master() -> Result<(u32, OwnedFd), RestartError> {
     Ok((index, master))
 }
 
+/// `flags` hold `O_CLOEXEC` if the description is to have it: other than open(2), this call leaves it there too, and
+/// F_GETFL shows it.
 fn open_slave(master: RawFd, flags: libc::c_int) -> Result<OwnedFd, RestartError> {
     let fd = pty::open_slave(master, flags).map_err(|errno| failed("open a terminal", errno))?;
     // SAFETY: the descriptor was just opened and is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let slave = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(system("open a terminal"));
+    }
+    Ok(slave)
 }
 
 /// Gives a pseudo-terminal its size and modes and, if its slave was ever open, what was in it.

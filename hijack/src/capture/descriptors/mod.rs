@@ -65,6 +65,9 @@ impl Drop for Open {
 /// own.
 const FIRST_KEPT: i32 = 64;
 
+/// How long the stopped threads may take to tell the flags of a descriptor.
+const ANSWER_NS: i64 = 5_000_000_000;
+
 /// Moves a descriptor that was received to where it stays until [`let_go`].
 fn keep(fd: i32) -> Result<i32, Errno> {
     /// F_DUPFD_CLOEXEC
@@ -117,7 +120,7 @@ fn collect_from(
         let description = describe(subject, task, &open)?;
         meta.descriptors.push(Descriptor {
             fd,
-            cloexec: open.flags & oflag::CLOEXEC.cast_unsigned() != 0,
+            cloexec: closes_on_exec(subject, &open)?,
             description: description.id,
         });
         take(subject, task, &open, description, &mut found, meta)?;
@@ -182,6 +185,29 @@ fn open_again(task: i32, pidfd: i32, fd: i32) -> Result<Open, Failed> {
     look_at(task, fd, ours).map_err(failed)
 }
 
+/// `O_CLOEXEC` if the description itself has it, as only TIOCGPTPEER leaves it there.
+fn cloexec(open: &Open) -> u32 {
+    /// F_GETFL
+    const GET: i32 = 3;
+    ulpm_sys::fcntl(open.ours, GET, 0).unwrap_or(0).cast_unsigned() & oflag::CLOEXEC.cast_unsigned()
+}
+
+/// Whether a descriptor is closed by an exec.
+///
+/// The kernel's list shows the descriptor's flag and that of its description as one. Where the description has it, a
+/// thread of the program is asked.
+fn closes_on_exec(subject: &Subject<'_>, open: &Open) -> Result<bool, Failed> {
+    /// FD_CLOEXEC
+    const CLOSES: i32 = 1;
+    if open.flags & oflag::CLOEXEC.cast_unsigned() == 0 || cloexec(open) == 0 {
+        return Ok(open.flags & oflag::CLOEXEC.cast_unsigned() != 0);
+    }
+    let until = ulpm_sys::monotonic_ns() + ANSWER_NS;
+    threads::descriptor_flags(subject.own, open.fd, until)
+        .map(|flags| flags & CLOSES != 0)
+        .ok_or_else(|| Failed::system("ask for the flags of a descriptor", Errno::TIMEDOUT))
+}
+
 /// A descriptor of the manager's own table, which it has found under way in a socket.
 fn under_way(fd: i32) -> Result<Open, Failed> {
     look_at(ulpm_sys::gettid(), fd, fd)
@@ -218,7 +244,7 @@ fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description
     let mut description = Description {
         id: 0,
         kind: kind::FILE,
-        flags: open.flags & !oflag::CLOEXEC.cast_unsigned(),
+        flags: open.flags & !oflag::CLOEXEC.cast_unsigned() | cloexec(open),
         position: open.position,
         dev: status.dev,
         inode: status.ino,
