@@ -264,16 +264,13 @@ fn shell_goes_on_with_a_stopped_and_a_background_job() -> Result {
                 checkpoint.path.display()
             );
             let twin = on_terminal(lab, 0, "bash", &line)?;
-            // A freeze continues what is stopped for a moment, and the shell may have seen that.
-            ulpm_tests::until("both jobs to be listed", ulpm_tests::DEADLINE, || {
-                twin.write("jobs\n")?;
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                let jobs = twin.output();
-                let listed = |state: &str, job: &str| {
-                    jobs.lines().any(|line| line.contains(state) && line.contains(job))
-                };
-                Ok((listed("Running", "sleep 1000") && listed("Stopped", "cat")).then_some(()))
-            })?;
+            twin.write(&format!("jobs; echo told $(({restart}+1))\n"))?;
+            shows(&twin, &format!("told {}", restart + 1))?;
+            let jobs = twin.output();
+            for (state, job) in [("Running", "sleep 1000"), ("Stopped", "cat")] {
+                let listed = jobs.lines().any(|line| line.contains(state) && line.contains(job));
+                ensure!(listed, "{job} is not listed as {state}: {jobs}");
+            }
             // In the foreground it reads, and stops.
             twin.write("fg %2\n")?;
             shows(&twin, "\rcat\r\n")?;
@@ -291,6 +288,116 @@ fn shell_goes_on_with_a_stopped_and_a_background_job() -> Result {
             shows(&twin, "Stopped                 cat\r\n")?;
             checkpoint = lab.checkpoint_and_kill(&twin)?;
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn more() -> Result {
+    Lab::one_host(|lab| {
+        let path = lab.dir.join("lines");
+        let lines: String = (1..=300).map(|number| format!("line {number}\n")).collect();
+        std::fs::write(&path, lines)?;
+        let program = format!("more {}", path.display());
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let (launch, images) = (launch.display(), images.display());
+        let line = format!("{launch} -d {images} --name screen -- {program}; code=$?");
+        let guest = on_screen(lab, "screen", &line)?;
+        shows(&guest, "--More--")?;
+        let checkpoint = lab.checkpoint_and_kill(&guest)?;
+        let restart = lab.bin.join("ulpm_restart");
+        let line = format!("{} {}; code=$?", restart.display(), checkpoint.path.display());
+        let twin = on_screen(lab, "screen", &line)?;
+        ulpm_tests::until("the restarted job to run", ulpm_tests::DEADLINE, || {
+            Ok(lab.job(0, "screen")?.filter(|job| job["state"] == "running"))
+        })?;
+        // It draws nothing by itself, but goes on where it was.
+        twin.write(" ")?;
+        shows(&twin, "line 40")?;
+        twin.write("q")?;
+        let finished = twin.finish()?;
+        ensure!(!finished.stdout.contains("line 20\r"), "{}", finished.stdout);
+        modes_are_back(&finished.stdout)
+    })
+}
+
+/// A shell on a terminal that script(1) has made inside the job: nobody else holds its other end.
+#[test]
+fn script() -> Result {
+    Lab::one_host(|lab| {
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let (launch, images) = (launch.display(), images.display());
+        let typescript = lab.dir.join("typescript");
+        let line = format!(
+            "exec {launch} -d {images} --name script -- script -qefc \"bash --norc -i\" {}",
+            typescript.display()
+        );
+        let mut guest = on_terminal(lab, 0, "script", &line)?;
+        shows(&guest, "bash-")?;
+        for round in 1..=3 {
+            guest.write(&format!("number=$((number+{round})); /bin/echo is $number.\n"))?;
+            shows(&guest, &format!("is {}.", round * (round + 1) / 2))?;
+            let checkpoint = lab.checkpoint_and_kill(&guest)?;
+            let restart = lab.bin.join("ulpm_restart");
+            let line = format!("exec {} {}", restart.display(), checkpoint.path.display());
+            guest = on_terminal(lab, 0, "script", &line)?;
+        }
+        guest.write("exit $number\n")?;
+        guest.finish()?.expect_code(6)?;
+        let written = std::fs::read_to_string(&typescript)?;
+        for wanted in ["is 1.", "is 3.", "is 6.", "exit $number"] {
+            ensure!(written.contains(wanted), "{wanted} is not in the typescript: {written}");
+        }
+        Ok(())
+    })
+}
+
+/// As `vim`, with the file that it keeps beside the one that is edited.
+#[test]
+fn vim_with_a_swap_file() -> Result {
+    let insert = |guest: &Guest<'_>| {
+        shows(guest, "line 12")?;
+        guest.write("Obefore the checkpoint")
+    };
+    let file = draws_its_screen_again(
+        "vim.tiny -u NONE -i NONE -c set\\ swapfile\\ updatecount=1 FILE",
+        "before the checkpoint",
+        insert,
+        |guest| {
+            guest.write(" and after it\u{1b}:preserve\n:sw\n")?;
+            shows(guest, ".lines.swp")?;
+            guest.write(":wq\n")
+        },
+    )?;
+    ensure!(file.starts_with("before the checkpoint and after it\nline 1\n"), "{file}");
+    Ok(())
+}
+
+#[test]
+fn stopped_pipeline_is_continued_after_a_restart() -> Result {
+    Lab::one_host(|lab| {
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let (launch, images) = (launch.display(), images.display());
+        let line = format!("exec {launch} -d {images} --name bash -- bash --norc -i");
+        let mut guest = on_terminal(lab, 0, "bash", &line)?;
+        shows(&guest, "bash-")?;
+        guest.write("cat | sed -u s/line/LINE/ | sed -u s/^/got=/\n")?;
+        shows(&guest, "got=/\r\n")?;
+        for round in 1..=3 {
+            guest.write(&format!("line {round}\n"))?;
+            shows(&guest, &format!("got=LINE {round}\r\n"))?;
+            guest.write("\u{1a}")?;
+            shows(&guest, "Stopped")?;
+            let checkpoint = lab.checkpoint_and_kill(&guest)?;
+            let restart = lab.bin.join("ulpm_restart");
+            let line = format!("exec {} {}", restart.display(), checkpoint.path.display());
+            guest = on_terminal(lab, 0, "bash", &line)?;
+            guest.write("fg\n")?;
+            shows(&guest, "got=/\r\n")?;
+        }
+        guest.write("\u{4}")?;
+        guest.write("exit 4\n")?;
+        guest.finish()?.expect_code(4)?;
         Ok(())
     })
 }
