@@ -172,6 +172,11 @@ pub(super) fn open_own(options: &OpenOptions, path: &Path) -> io::Result<File> {
 /// One of our own standard streams; /dev/null for one that is closed.
 pub(super) fn stream(description: &Description) -> Result<OwnedFd, RestartError> {
     let fd = RawFd::try_from(description.inode).unwrap_or(0).min(2);
+    if description.flags.cast_signed() & libc::O_NONBLOCK != 0
+        && let Some(opened) = without_waiting(fd, description)
+    {
+        return Ok(opened);
+    }
     // SAFETY: the call takes numbers only.
     let duplicate = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if duplicate >= 0 {
@@ -181,4 +186,20 @@ pub(super) fn stream(description: &Description) -> Result<OwnedFd, RestartError>
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     null.map(OwnedFd::from)
         .map_err(|source| RestartError::Read { path: "/dev/null".into(), source })
+}
+
+/// The terminal that one of our streams is, opened anew for a program that does not wait for it: ours belongs to others
+/// too, and the program's other streams may lead to it.
+fn without_waiting(fd: RawFd, description: &Description) -> Option<OwnedFd> {
+    // SAFETY: the call takes a number only.
+    if unsafe { libc::isatty(fd) } == 0 {
+        return None;
+    }
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{fd}")).ok()?;
+    let kept = libc::O_ACCMODE | libc::O_NONBLOCK;
+    let flags = description.flags.cast_signed() & kept | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the path is NUL-terminated.
+    let opened = unsafe { libc::open(path.as_ptr(), flags) };
+    // SAFETY: the descriptor was just opened and is nobody else's.
+    (opened >= 0).then(|| unsafe { OwnedFd::from_raw_fd(opened) })
 }

@@ -401,3 +401,39 @@ fn stopped_pipeline_is_continued_after_a_restart() -> Result {
         Ok(())
     })
 }
+/// The server has the terminals of its windows, the client is attached to it over a unix socket; both are in the job.
+#[test]
+fn tmux() -> Result {
+    Lab::one_host(|lab| {
+        let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
+        let (launch, images) = (launch.display(), images.display());
+        let socket = lab.dir.join("tmux");
+        let tmux = format!("tmux -f /dev/null -S {}", socket.display());
+        let line = format!(
+            "{launch} -d {images} --name tmux -- {tmux} new-session \"bash --norc -i\"; code=$?"
+        );
+        let mut guest = on_screen(lab, "tmux", &line)?;
+        shows(&guest, "bash-")?;
+        guest.write("number=0\n")?;
+        for round in 1..=3 {
+            guest.write(&format!("number=$((number+{round})); /bin/echo is $number.\n"))?;
+            shows(&guest, &format!("is {}.", round * (round + 1) / 2))?;
+            if round == 2 {
+                // Another window, and back by a key.
+                guest.write("\u{2}c")?;
+                shows(&guest, "1:")?;
+                guest.write("\u{2}p")?;
+            }
+            let checkpoint = lab.checkpoint_and_kill(&guest)?;
+            modes_are_back(&guest.output())?;
+            let restart = lab.bin.join("ulpm_restart");
+            let line = format!("{} {}; code=$?", restart.display(), checkpoint.path.display());
+            guest = on_screen(lab, "tmux", &line)?;
+            // Drawn again.
+            shows(&guest, &format!("is {}.", round * (round + 1) / 2))?;
+        }
+        guest.write(&format!("{tmux} kill-server\n"))?;
+        guest.finish()?.expect_code(1)?;
+        Ok(())
+    })
+}
