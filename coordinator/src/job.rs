@@ -224,6 +224,38 @@ pub(crate) struct Job {
     pub(crate) moved: bool,
 }
 
+/// How long a checkpoint or a move is tried again while something is in its way that may pass by itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The first pause between two attempts; each is twice as long as the one before, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(80);
+
+/// What is left of [`PATIENCE`].
+#[derive(Debug)]
+pub(crate) struct Patience {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(crate) fn new() -> Self {
+        Self { until: Instant::now() + PATIENCE, pause: FIRST_PAUSE }
+    }
+
+    /// Whether what went wrong may go right now. Waits for that, while the job goes on.
+    pub(crate) async fn may_try_again(&mut self, job: &mut Job, why: &JobError) -> bool {
+        if !matches!(why, JobError::Manager { failure: Failure::Again, .. })
+            || Instant::now() + self.pause > self.until
+        {
+            return false;
+        }
+        tracing::debug!("job {}: tried again in {:?}: {why}", job.meta.name, self.pause);
+        let pause = tokio::time::sleep(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        job.meanwhile(&BTreeSet::new(), pause).await.is_ok()
+    }
+}
+
 impl Job {
     /// Starts the task of a job, and lists it.
     pub(crate) fn start(shared: &Arc<Shared>, meta: JobMeta, table: Mapped, fresh: bool) -> Handle {
@@ -907,9 +939,9 @@ impl Job {
                     }
                     Some(Barrier::Lost(pid)) => barrier.lost(pid, Instant::now()),
                     Some(Barrier::Said(pid, Said::Frozen { .. })) => barrier.frozen(pid),
-                    // Nobody writes in a freeze: that is the last word of an attempt which was given up.
+                    // Nobody saves in a freeze: that is the last word of an attempt which was given up.
                     Some(Barrier::Said(pid, Said::Failed { failure, errno, text }))
-                        if failure != Failure::Write =>
+                        if !matches!(failure, Failure::Write | Failure::Again) =>
                     {
                         return Err(self.failed(pid, failure, errno, text));
                     }
@@ -1067,7 +1099,14 @@ impl Job {
     ) -> Result<Checkpointed, JobError> {
         self.free_to_act()?;
         self.doing = "checkpointing";
-        let done = self.checkpoint_steps(keep, then, progress).await;
+        let mut patience = Patience::new();
+        let done = loop {
+            let done = self.checkpoint_steps(keep, then, progress).await;
+            match &done {
+                Err(error) if patience.may_try_again(self, error).await => {}
+                _ => break done,
+            }
+        };
         self.doing = "running";
         done
     }

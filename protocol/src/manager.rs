@@ -126,6 +126,8 @@ pub enum Failure {
     Write = 3,
     /// A system call failed that does not fail.
     System = 4,
+    /// Something cannot be saved at this moment, but may be soon, when the program has run on.
+    Again = 5,
 }
 
 impl Failure {
@@ -135,6 +137,7 @@ impl Failure {
             2 => Self::Unsupported,
             3 => Self::Write,
             4 => Self::System,
+            5 => Self::Again,
             _ => return None,
         })
     }

@@ -57,7 +57,8 @@ pub mod so {
     pub const RCVTIMEO: i32 = 20;
     pub const SNDTIMEO: i32 = 21;
     pub const BINDTODEVICE: i32 = 25;
-    pub const GET_FILTER: i32 = 26;
+    /// `SO_ATTACH_FILTER`, to be read as `SO_GET_FILTER`.
+    pub const FILTER: i32 = 26;
     pub const TIMESTAMP: i32 = 29;
     pub const ACCEPTCONN: i32 = 30;
     pub const PASSSEC: i32 = 34;
@@ -185,6 +186,32 @@ pub mod ipv6 {
     pub const FREEBIND: i32 = 78;
 }
 
+/// Options and protocols of netlink (include/uapi/linux/netlink.h).
+#[expect(missing_docs, reason = "netlink(7)")]
+pub mod netlink {
+    pub const LEVEL: i32 = 270;
+    pub const ADD_MEMBERSHIP: i32 = 1;
+    pub const PKTINFO: i32 = 3;
+    pub const BROADCAST_ERROR: i32 = 4;
+    pub const NO_ENOBUFS: i32 = 5;
+    pub const LISTEN_ALL_NSID: i32 = 8;
+    pub const LIST_MEMBERSHIPS: i32 = 9;
+    pub const CAP_ACK: i32 = 10;
+    pub const EXT_ACK: i32 = 11;
+    pub const GET_STRICT_CHK: i32 = 12;
+
+    pub const ROUTE: i32 = 0;
+    pub const USERSOCK: i32 = 2;
+    pub const SOCK_DIAG: i32 = 4;
+    pub const XFRM: i32 = 6;
+    pub const SELINUX: i32 = 7;
+    pub const AUDIT: i32 = 9;
+    pub const FIB_LOOKUP: i32 = 10;
+    pub const KOBJECT_UEVENT: i32 = 15;
+    pub const GENERIC: i32 = 16;
+    pub const CRYPTO: i32 = 21;
+}
+
 /// Flags of recvmsg(2).
 #[expect(missing_docs, reason = "recv(2)")]
 pub mod msg {
@@ -233,6 +260,37 @@ pub fn get_int_option(fd: i32, level: i32, name: i32) -> Result<i32, Errno> {
     let mut value = [0; 4];
     get_option(fd, level, name, &mut value)?;
     Ok(i32::from_le_bytes(value))
+}
+
+/// Reads the packet filter of a socket; `instructions` has eight bytes for each.
+///
+/// # Errors
+///
+/// As [`get_option`].
+pub fn filter(fd: i32, instructions: &mut [u8]) -> Result<(), Errno> {
+    let mut count = u32::try_from(instructions.len() / 8).unwrap_or(0);
+    let at = instructions.as_mut_ptr().addr();
+    let count_at = (&raw mut count).addr();
+    let (level, name) = (word(so::SOL_SOCKET), word(so::FILTER));
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::GETSOCKOPT, [word(fd), level, name, at, count_at, 0]) }).map(drop)
+}
+
+/// Gives a socket a packet filter.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn set_filter(fd: i32, instructions: &[u8]) -> Result<(), Errno> {
+    // struct sock_fprog: how many, padding, and where.
+    let program = [instructions.len() / 8, instructions.as_ptr().addr()];
+    let (level, name) = (word(so::SOL_SOCKET), word(so::FILTER));
+    // SAFETY: borrowed, the instructions too.
+    check(unsafe {
+        let at = program.as_ptr().addr();
+        syscall(nr::SETSOCKOPT, [word(fd), level, name, at, size_of_val(&program), 0])
+    })
+    .map(drop)
 }
 
 /// Sets an option.

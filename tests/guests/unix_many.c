@@ -1,5 +1,7 @@
-/* Many unix connections to several processes, with bytes under way both ways in each: none is lost, doubled or cut short. */
+/* Many unix connections (with "tcp": TCP connections) to several processes, with bytes under way both ways in each: none is lost, doubled or cut short. */
 #include "guest.h"
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -52,14 +54,21 @@ int main(int argc, char **argv)
     CHECK_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
     limit.rlim_cur = limit.rlim_max < 4096 ? limit.rlim_max : 4096;
     CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    int is_tcp = argc > 3 && strcmp(argv[3], "tcp") == 0;
     static int fds[MOST];
     static long sent[MOST], got[MOST];
     pid_t children[PROCESSES];
     for (int p = 0; p < PROCESSES; p++) {
         struct sockaddr_un address = {.sun_family = AF_UNIX};
+        struct sockaddr_in internet = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        struct sockaddr *name = is_tcp ? (struct sockaddr *)&internet : (struct sockaddr *)&address;
+        socklen_t len = is_tcp ? sizeof internet : sizeof address;
         snprintf(address.sun_path, sizeof address.sun_path, "server%d", p);
-        int listener = socket(AF_UNIX, SOCK_STREAM, 0);
-        CHECK_EQ(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+        int listener = socket(name->sa_family, SOCK_STREAM, 0);
+        CHECK_EQ(bind(listener, name, len), 0);
+        CHECK_EQ(getsockname(listener, name, &len), 0);
+        if (!is_tcp)
+            len = sizeof address;
         CHECK_EQ(listen(listener, count), 0);
         children[p] = fork();
         CHECK(children[p] >= 0);
@@ -70,9 +79,9 @@ int main(int argc, char **argv)
         }
         CHECK_EQ(close(listener), 0);
         for (int i = p * (count / PROCESSES); i < (p + 1) * (count / PROCESSES); i++) {
-            fds[i] = socket(AF_UNIX, SOCK_STREAM, 0);
+            fds[i] = socket(name->sa_family, SOCK_STREAM, 0);
             CHECK(fds[i] >= 0);
-            CHECK_EQ(connect(fds[i], (struct sockaddr *)&address, sizeof address), 0);
+            CHECK_EQ(connect(fds[i], name, len), 0);
         }
     }
     uint64_t random = 88172645463325252u;
@@ -116,7 +125,8 @@ int main(int argc, char **argv)
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 31);
         char name[16];
         snprintf(name, sizeof name, "server%d", p);
-        CHECK_EQ(unlink(name), 0);
+        if (!is_tcp)
+            CHECK_EQ(unlink(name), 0);
     }
     guest_line("ok unix_many %ld", total);
     return 0;

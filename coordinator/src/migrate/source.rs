@@ -23,7 +23,7 @@ use super::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Peer, connect, unexpected, with_por
 use crate::barrier::{Capture, Captured, Pid};
 use crate::error::{JobError, Remote};
 use crate::fault;
-use crate::job::{Barrier, Frozen, Job, PROGRESS, STUCK, encode_zombies, millis};
+use crate::job::{Barrier, Frozen, Job, PROGRESS, Patience, STUCK, encode_zombies, millis};
 use crate::process;
 use crate::state::{self, Finished, MovedRecord};
 use crate::wire;
@@ -199,24 +199,32 @@ impl Job {
     ) -> Result<Migrated, JobError> {
         self.free_to_act()?;
         self.set_doing("migrating");
-        let mut leaving = Leaving {
-            name: self.meta.name.clone(),
-            target: with_port(target),
-            keep_images,
-            force,
-            files,
-            progress,
-            began: Instant::now(),
-            peer: None,
-            address: None,
-            token: String::new(),
-            frozen: None,
-            manifest: None,
-            image: String::new(),
-            running: None,
-            why: None,
+        let mut patience = Patience::new();
+        let done = loop {
+            let mut leaving = Leaving {
+                name: self.meta.name.clone(),
+                target: with_port(target),
+                keep_images,
+                force,
+                files,
+                progress,
+                began: Instant::now(),
+                peer: None,
+                address: None,
+                token: String::new(),
+                frozen: None,
+                manifest: None,
+                image: String::new(),
+                running: None,
+                why: None,
+            };
+            // The target has given up what it had of the last attempt, or does so when that connection ends.
+            let done = self.hand_over(&mut leaving).await;
+            match &done {
+                Err(error) if patience.may_try_again(self, error).await => {}
+                _ => break done,
+            }
         };
-        let done = self.hand_over(&mut leaving).await;
         self.set_doing("running");
         done
     }

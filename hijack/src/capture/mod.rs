@@ -68,6 +68,11 @@ pub(crate) fn unsupported(why: core::fmt::Arguments<'_>) -> Failed {
     Failed::new(Failure::Unsupported, 0, why)
 }
 
+/// Something that cannot be saved now, but will be as soon as the program has run on for a moment.
+pub(crate) fn not_now(why: core::fmt::Arguments<'_>) -> Failed {
+    Failed::new(Failure::Again, 0, why)
+}
+
 /// Collects everything but the content of memory, and what of memory is to be written.
 ///
 /// # Errors

@@ -3,9 +3,19 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
+use std::time::{Duration, Instant};
+
 use ulpm_tests::{
-    Lab, Program, Result, checkpointed_equals_native, ensure, migrated_equals_native,
+    Lab, Program, Result, checkpointed_equals_native, ensure, is_root, migrated_equals_native,
+    there_and_back,
 };
+
+use crate::whole_life;
+
+whole_life! {
+    netlink => Program::guest("netlink", 200);
+    slow_unix_server => Program::guest("slow_server", 80).arg("unix");
+}
 
 fn lives(program: &Program) -> Result {
     Lab::one_host(|lab| checkpointed_equals_native(lab, program, 5))
@@ -71,6 +81,96 @@ fn other_end_outside_the_job() -> Result {
         let finished = twin.finish()?.expect_code(0)?;
         let read = "read before the checkpoint, and the end";
         ensure!(finished.stdout.contains(read), "{}", finished.stdout);
+        Ok(())
+    })
+}
+
+/// Notices of the kernel that were not read get lost, and the program is told so.
+#[test]
+fn lost_notices_of_the_kernel() -> Result {
+    if !is_root() {
+        println!("only root can make the kernel send notices: the run as root shows this");
+        return Ok(());
+    }
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("netlink_lost", 30))?;
+        guest.set_limit(20)?;
+        guest.wait_step(5)?;
+        let first = lab.checkpoint(&guest)?;
+        guest.kill_tree()?;
+        let twin = lab.restart(&guest, &first.path)?;
+        twin.wait_step(10)?;
+        // The notice of the loss is not lost.
+        let second = lab.checkpoint(&twin)?;
+        twin.kill_tree()?;
+        let twin = lab.restart(&twin, &second.path)?;
+        twin.set_free()?;
+        let finished = twin.finish()?.expect_code(0)?;
+        ensure!(finished.stdout.contains("ok netlink_lost 1 none\n"), "{}", finished.stdout);
+        Ok(())
+    })
+}
+
+/// A checkpoint that goes on loses none of them.
+#[test]
+fn notices_of_the_kernel_stay() -> Result {
+    if !is_root() {
+        println!("only root can make the kernel send notices: the run as root shows this");
+        return Ok(());
+    }
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("netlink_lost", 30))?;
+        guest.set_limit(20)?;
+        guest.wait_step(5)?;
+        lab.checkpoint(&guest)?;
+        guest.set_free()?;
+        let finished = guest.finish()?.expect_code(0)?;
+        ensure!(finished.stdout.contains("ok netlink_lost 0 all\n"), "{}", finished.stdout);
+        Ok(())
+    })
+}
+
+#[test]
+fn slow_tcp_server_goes_on_from_five_checkpoints_in_a_row() -> Result {
+    lives(&Program::guest("slow_server", 80).arg("tcp"))
+}
+
+#[test]
+fn slow_tcp_server_moves_there_and_back_and_there() -> Result {
+    moves(&Program::guest("slow_server", 80).arg("tcp"))
+}
+
+fn many(steps: u64, connections: &str) -> Program {
+    Program::guest("unix_many", steps).arg(connections).arg("tcp")
+}
+
+#[test]
+fn a_thousand_connections_twenty_checkpoints() -> Result {
+    Lab::one_host(|lab| checkpointed_equals_native(lab, &many(260, "1000"), 20))
+}
+
+#[test]
+fn a_thousand_connections_five_moves() -> Result {
+    Lab::two_hosts(|lab| there_and_back(lab, &many(100, "1000"), 5))
+}
+
+/// One checkpoint after the other while bytes are under way: no call is interrupted or cut short, and no byte is
+/// lost or doubled.
+#[test]
+fn checkpoints_all_the_time() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&many(100_000, "100"))?;
+        guest.wait_step(1)?;
+        let begin = Instant::now();
+        let mut count = 0;
+        while begin.elapsed() < Duration::from_secs(10) {
+            lab.checkpoint(&guest)?;
+            count += 1;
+        }
+        println!("{count} checkpoints, {} steps", guest.last_step());
+        let last = guest.last_step();
+        guest.wait_step(last + 5)?;
+        guest.kill_tree()?;
         Ok(())
     })
 }

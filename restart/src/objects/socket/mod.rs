@@ -5,6 +5,7 @@
 //! puts into the queues what was in them when every description exists that may be under way in one.
 
 mod inet;
+mod netlink;
 mod unix;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use ulpm_image::meta::{Description, Socket, SocketOption, description_kind};
 use ulpm_protocol::table::SocketName;
 use ulpm_sys::Errno;
-use ulpm_sys::socket::{self, so};
+use ulpm_sys::socket::{self, netlink as nl, so};
 
 use crate::error::RestartError;
 use crate::image_file::ImageFile;
@@ -77,6 +78,7 @@ impl<'a> Sockets<'a> {
     pub(super) fn make(&mut self, paths: &PathMap) -> Result<(), RestartError> {
         self.make_unix(paths)?;
         self.make_inet()?;
+        self.make_netlink()?;
         if let Some(saved) = self.saved.values().find(|saved| !self.made.contains_key(&saved.inode))
         {
             let text = format!("socket {} is of family {}", saved.inode, saved.domain);
@@ -106,6 +108,7 @@ impl<'a> Sockets<'a> {
     ) -> Result<(Names, Vec<(u64, SocketName)>), RestartError> {
         self.fill_unix(descriptions, paths)?;
         self.fill_inet()?;
+        self.fill_netlink();
         for (inode, made) in &self.made {
             if let Some(saved) = self.saved.get(inode) {
                 set_options(made.as_raw_fd(), &Self::options(saved))?;
@@ -140,6 +143,11 @@ fn set_options(fd: RawFd, options: &[SocketOption]) -> Result<(), RestartError> 
 }
 
 fn set_one(fd: RawFd, option: &SocketOption) -> Result<(), Errno> {
+    match (option.level, option.name) {
+        (so::SOL_SOCKET, so::FILTER) => return socket::set_filter(fd, &option.value),
+        (nl::LEVEL, nl::LIST_MEMBERSHIPS) => return netlink::join(fd, option),
+        _ => {}
+    }
     let mut now = vec![0; option.value.len().max(64)];
     let SocketOption { level, name, value } = option;
     let is_so = |other: i32| *level == so::SOL_SOCKET && *name == other;

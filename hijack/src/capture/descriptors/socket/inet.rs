@@ -15,7 +15,7 @@ use ulpm_sys::proc::decimal;
 use ulpm_sys::socket::{self, af, ip, ipv6, so, sock, tcp, udp};
 use ulpm_sys::{Errno, Timespec};
 
-use super::{Context, Open, Subject, cannot, diag, poll_now, read_options};
+use super::{Context, Open, Subject, cannot, diag, later, poll_now, read_options};
 use crate::capture::text::{Directory, Lines};
 use crate::freeze::Failed;
 
@@ -135,8 +135,8 @@ const BY_THE_OTHER: u32 = 4;
 const SIOCOUTQ: usize = 0x5411;
 const SIOCOUTQNSD: usize = 0x894b;
 
-/// How long what is under way may take to arrive.
-const DEADLINE_NS: i64 = 2_000_000_000;
+/// How long what is under way may take to arrive; then the program goes on for a moment, to read.
+const DEADLINE_NS: i64 = 500_000_000;
 
 /// More than this of the content of queues is not saved of a process, in bytes.
 const MOST: usize = 256 << 20;
@@ -522,7 +522,7 @@ fn arrive(
             return Ok(other.inode);
         }
         if ulpm_sys::monotonic_ns() > deadline {
-            return Err(cannot(
+            return Err(later(
                 open,
                 "has more under way to it than fits, and its program does not read: such a connection",
             ));
@@ -644,9 +644,9 @@ fn listening(
                 continue;
             }
             if waits.received > u32::from(tcp_state::has_end(waits.state)) {
-                return Err(cannot(
+                return Err(later(
                     open,
-                    "has a connection to accept over which something has come already; try again",
+                    "has a connection to accept over which something has come already, which",
                 ));
             }
             let client = Known::find(&waits.peer, &local)?;

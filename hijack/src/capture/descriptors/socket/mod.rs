@@ -6,6 +6,7 @@
 
 mod diag;
 mod inet;
+mod netlink;
 mod unix;
 
 use alloc::vec::Vec;
@@ -84,7 +85,7 @@ pub(super) fn kind(open: &Open) -> Result<u32, Failed> {
     match int(open, so::DOMAIN)? {
         af::UNIX => Ok(()),
         af::INET | af::INET6 => inet::kind(open),
-        af::NETLINK => Err(cannot(open, "is a netlink socket")),
+        af::NETLINK => netlink::kind(open),
         _ => Err(cannot(open, "is a socket of a family that ULPM does not know")),
     }
     .map(|()| kind::SOCKET)
@@ -102,6 +103,7 @@ pub(super) fn save(
         af::INET | af::INET6 => {
             inet::save(subject, open, &mut saved, context, meta.sockets.len())?;
         }
+        af::NETLINK => netlink::save(open, &mut saved)?,
         _ => unix::save(subject, open, &mut saved, context, meta)?,
     }
     meta.sockets.push(saved);
@@ -120,17 +122,13 @@ pub(super) fn finish(
 
 /// What can be asked of a socket of any family; its state is left to the family.
 fn common(open: &Open, description: &Description) -> Result<Socket, Failed> {
-    // How many instructions it has; one of the newer kind cannot be read at all.
-    match socket::get_option(open.ours, so::SOL_SOCKET, so::GET_FILTER, &mut []) {
-        Ok(0) | Err(Errno::NOPROTOOPT) => {}
-        _ => return Err(cannot(open, "is a socket with a packet filter (SO_ATTACH_FILTER)")),
-    }
     let mut buffer = [0; ADDRESS_LEN];
     let failed = |errno| Failed::system("ask for the name of a socket", errno);
     let local = socket::local_address(open.ours, &mut buffer).map_err(failed)?.to_vec();
     let peer = socket::peer_address(open.ours, &mut buffer).map(<[u8]>::to_vec);
     let mut options = read_options(open, so::SOL_SOCKET, OPTIONS);
     buffers(open, &mut options);
+    filter(open, &mut options)?;
     Ok(Socket {
         inode: open.status.ino,
         description: description.id,
@@ -172,6 +170,35 @@ fn buffers(open: &Open, options: &mut Vec<SocketOption>) {
             options.extend(read_options(open, so::SOL_SOCKET, &[name]));
         }
     }
+}
+
+/// The packet filter (SO_ATTACH_FILTER).
+fn filter(open: &Open, options: &mut Vec<SocketOption>) -> Result<(), Failed> {
+    /// Bytes of `struct sock_filter`.
+    const INSTRUCTION: usize = 8;
+    let (level, name) = (so::SOL_SOCKET, so::FILTER);
+    // It counts instructions.
+    let count = match socket::get_option(open.ours, level, name, &mut []) {
+        Ok(0) | Err(Errno::NOPROTOOPT) => return Ok(()),
+        Ok(count) => count,
+        // One of the newer kind cannot be read at all.
+        Err(_) => return Err(cannot(open, "is a socket with a packet filter (SO_ATTACH_BPF)")),
+    };
+    let mut value = alloc::vec![0; count * INSTRUCTION];
+    let read = socket::filter(open.ours, &mut value);
+    read.map_err(|errno| Failed::system("read the packet filter of a socket", errno))?;
+    options.push(SocketOption { level, name, value });
+    // Behind the filter.
+    options.extend(read_options(open, level, &[so::LOCK_FILTER]));
+    Ok(())
+}
+
+/// As `cannot`, for what passes by itself.
+fn later(open: &Open, why: &str) -> Failed {
+    let (path, fd) = (open.path.escape_ascii(), open.fd);
+    crate::capture::not_now(format_args!(
+        "descriptor {fd} ({path}) {why} cannot be saved; try again later"
+    ))
 }
 
 /// What poll(2) says of a socket now.

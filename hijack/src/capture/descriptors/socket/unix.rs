@@ -8,7 +8,6 @@ use ulpm_image::meta::{Socket, SocketMessage, socket_state as state};
 use ulpm_sys::socket::{msg, so, sock};
 use ulpm_sys::{Errno, POLLIN, mode};
 
-use super::super::super::unsupported;
 use super::super::{describe, under_way};
 use super::{Context, Open, Peek, Peeked, Subject, cannot, diag, poll_now};
 use crate::freeze::Failed;
@@ -126,7 +125,7 @@ pub(super) fn save(
 /// What nobody can look at before it is accepted.
 fn not_now(open: &Open, why: &str) -> Failed {
     let fd = open.fd;
-    unsupported(format_args!(
+    crate::capture::not_now(format_args!(
         "descriptor {fd} (a unix socket) {why}, so what is under way cannot be saved; try again later"
     ))
 }
