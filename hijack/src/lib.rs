@@ -34,6 +34,7 @@ mod restart;
 mod threads;
 mod timed;
 mod timers;
+mod watched;
 mod wrap;
 
 use core::ffi::c_int;

@@ -12,6 +12,7 @@ mod calls;
 mod errno;
 pub mod events;
 pub mod fmt;
+pub mod inotify;
 pub mod ipc;
 pub mod proc;
 pub mod pty;

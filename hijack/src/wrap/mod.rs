@@ -11,6 +11,7 @@
 mod descriptors;
 mod exec;
 pub(crate) mod fork;
+mod inotify;
 mod ipc;
 pub(crate) mod names;
 mod paths;

@@ -42,6 +42,9 @@ pub mod description_kind {
     pub const MASTER: u32 = 9;
     /// A slave or `/dev/tty`: a [`Terminal`](crate::meta::Terminal) says which.
     pub const TERMINAL: u32 = 10;
+    /// An instance of inotify_init(2): a [`Notifier`](super::Notifier) says more, and each
+    /// [`FileWatch`](super::FileWatch) that names it is something that it watches.
+    pub const NOTIFIER: u32 = 40;
 }
 
 record! {

@@ -70,3 +70,36 @@ Interest {
     data: u64,
 }
 }
+
+record! {
+/// An instance of inotify_init(2).
+Notifier {
+    /// `Description::id`.
+    description: u64,
+    /// Whether it had events that were not read. They are not saved: after a restart it says that events
+    /// were lost (IN_Q_OVERFLOW).
+    unread: bool,
+}
+}
+
+record! {
+/// A file that is watched by inotify.
+FileWatch {
+    /// `Description::id` of the instance.
+    notifier: u64,
+    /// The number by which the program knows the watch.
+    wd: i32,
+    /// IN_… bits, as the kernel keeps them.
+    mask: u32,
+    /// Where the file is; empty if only `target` leads to it.
+    path: Vec<u8>,
+    /// Whether it is the symbolic link at `path`, and not what that leads to.
+    link: bool,
+    /// `Description::id` of a file without a name; 0 for one that has a path.
+    target: u64,
+    /// How long the file was; 0 unless `mtime` is known.
+    len: u64,
+    /// Its time of change, in seconds and nanoseconds; 0 if it is not known.
+    mtime: [i64; 2],
+}
+}

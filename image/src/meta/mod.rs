@@ -281,6 +281,10 @@ pub struct Meta {
     pub event_processes: Vec<EventProcess>,
     /// What the epoll instances that it saved watch.
     pub interests: Vec<Interest>,
+    /// Instances of inotify_init(2) that it saved.
+    pub notifiers: Vec<Notifier>,
+    /// What they watch.
+    pub watches: Vec<FileWatch>,
     /// Sockets that this process saved.
     pub sockets: Vec<Socket>,
     /// System V objects that this process saved.
@@ -368,6 +372,8 @@ sections! {
     29 deleted_cwd,
     30 ipc,
     31 files,
+    40 notifiers,
+    41 watches,
 }
 
 impl Meta {

@@ -9,6 +9,7 @@
 pub(crate) mod epoll;
 pub(crate) mod events;
 mod file;
+mod inotify;
 pub(crate) mod late;
 mod pipe;
 mod socket;
@@ -383,6 +384,7 @@ impl Builder<'_> {
                     description_kind::SOCKET => sockets.description(description)?,
                     description_kind::EVENT => self.event(description)?,
                     description_kind::EPOLL => epoll::make(description)?,
+                    description_kind::NOTIFIER => inotify::make()?,
                     description_kind::MASTER => terminals.master(description)?,
                     description_kind::TERMINAL => terminals.slave(description)?,
                     // The launcher's may be gone, and its name be one of the job's own by now.
@@ -397,6 +399,8 @@ impl Builder<'_> {
             }
         }
         let (names, addresses) = sockets.fill(&found, self.paths)?;
+        // The last of all, so that our own doings are not told.
+        inotify::watch_all(self.images, &found, self.paths)?;
         let mut controlling = HashMap::new();
         for (pid, slave) in terminals.finish()? {
             controlling.insert(pid, lift(slave, self.base)?);

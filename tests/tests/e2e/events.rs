@@ -9,5 +9,6 @@ whole_life! {
     epoll => Program::guest("epoll", 200);
     timerfd => Program::guest("timerfd", 200);
     signalfd => Program::guest("signalfd", 200);
+    inotify => Program::guest("inotify", 200).changes_files();
     pidfd => Program::guest("pidfd", 200);
 }

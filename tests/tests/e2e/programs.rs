@@ -14,6 +14,13 @@ fn pipeline() -> Program {
     program.changes_files()
 }
 
+/// Told by inotify, if a file grows: the last line is there even where what had just been told was lost.
+fn tail() -> Program {
+    let path = program_path("growing.sh");
+    let program = Program::new("tail", &["bash", &path.to_string_lossy(), "150"], Pace::Lines);
+    program.file("log").changes_files()
+}
+
 fn make() -> Program {
     let program = Program::new("make", &["make", "-j4"], Pace::Lines).from_ok();
     let program = program.folder(program_path("tally")).changes_files();
@@ -60,6 +67,7 @@ whole_life! {
     numpy_matrix_product => Program::script(PYTHON, "matrix.py", 150);
     perl => Program::script("perl", "steps.pl", 200);
     bash_pipeline => pipeline();
+    tail_of_a_growing_file => tail();
     make_j4 => make();
     gcc_itself => gcc();
     make_jobserver => jobserver();

@@ -31,8 +31,8 @@ pub(super) fn kind(subject: &Subject<'_>, open: &Open) -> Result<u32, Failed> {
     let why = match name {
         b"[eventfd]" | b"[timerfd]" | b"[signalfd]" => return Ok(kind::EVENT),
         b"[eventpoll]" => return Ok(kind::EPOLL),
+        b"inotify" => return Ok(kind::NOTIFIER),
         b"[pidfd]" => return pidfd(subject, open),
-        b"inotify" => "watches files (inotify)",
         b"[fanotify]" => "watches file systems (fanotify)",
         b"[userfaultfd]" => "handles page faults (userfaultfd)",
         b"[perf_event]" => "counts events of the processor (perf_event_open)",

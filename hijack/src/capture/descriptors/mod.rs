@@ -7,6 +7,7 @@
 mod epoll;
 mod events;
 mod file;
+mod inotify;
 mod lock;
 mod pipe;
 mod socket;
@@ -23,6 +24,7 @@ use ulpm_sys::proc::{decimal, octal, value};
 use ulpm_sys::{Errno, FileStatus, mode, oflag};
 
 use self::epoll::Epoll;
+use self::inotify::Notifying;
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
@@ -132,6 +134,7 @@ fn collect_from(
     }
     socket::finish(subject, &mut found.sockets, meta, |fd| open_again(task, pidfd, fd))?;
     events::look_again(task, pidfd, meta)?;
+    inotify::save_all(task, &found.notifying, meta)?;
     epoll::save_all(subject, task, &found, meta)
 }
 
@@ -143,6 +146,8 @@ struct Found {
     saved: BTreeSet<u64>,
     /// Epoll instances that it saves, when all that they may watch is known.
     epolls: Vec<Epoll>,
+    /// Inotify instances, likewise.
+    notifying: Vec<Notifying>,
     /// Descriptors of the manager's own that it has found under way in sockets, and their descriptions.
     under_way: Vec<(i32, u64)>,
 }
@@ -165,6 +170,8 @@ fn take(
     if description.id >> 32 == own_number(task, 0) >> 32 && found.saved.insert(description.id) {
         if description.kind == kind::EPOLL {
             found.epolls.push(Epoll { task, fd: open.fd, description: description.id });
+        } else if description.kind == kind::NOTIFIER {
+            found.notifying.push(Notifying::new(open, description.id)?);
         } else {
             save(subject, open, &description, &mut found.sockets, meta)?;
         }
