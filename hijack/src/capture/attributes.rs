@@ -17,6 +17,13 @@ use crate::{process, threads};
 /// CLOCK_BOOTTIME.
 const BOOTTIME: i32 = 7;
 
+/// Takes the time at which the job's clocks are to go on. Timers that run on while the program stands still must have been
+/// looked at before, or they would have expired more often than their clock allows.
+pub(super) fn stop_clocks(meta: &mut Meta) {
+    meta.process.monotonic_ns = ulpm_sys::monotonic_ns();
+    meta.process.boottime_ns = ulpm_sys::clock_ns(BOOTTIME).unwrap_or(0);
+}
+
 pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Failed> {
     let mut status_buffer = [0; 16384]; // Groups may be many.
     let status = read_file(c"/proc/self/status", &mut status_buffer);
@@ -52,9 +59,9 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         dumpable: flag(pr::GET_DUMPABLE),
         subreaper: word(pr::GET_CHILD_SUBREAPER),
         no_new_privs: flag(pr::GET_NO_NEW_PRIVS),
-        monotonic_ns: ulpm_sys::monotonic_ns(),
-        boottime_ns: ulpm_sys::clock_ns(BOOTTIME).unwrap_or(0),
         thp_disable: flag(pr::GET_THP_DISABLE),
+        monotonic_ns: 0, // see `stop_clocks`
+        boottime_ns: 0,
         groups: groups(status),
         oom_score_adj: oom_score_adj(),
         uid: first(number(b"Uid:")),

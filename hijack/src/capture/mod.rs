@@ -94,6 +94,7 @@ pub(crate) fn collect(subject: &Subject<'_>) -> Result<(Meta, Vec<Saved>), Faile
         .map(|z| Zombie { pid: z.virt, status: z.status, pgid: z.pgid, sid: z.sid })
         .collect();
     descriptors::collect(subject, &mut meta)?;
+    attributes::stop_clocks(&mut meta);
     let saved = memory::collect(subject, &mut meta)?;
     // Behind the regions: they hold what is in the segments that are attached here.
     ipc::collect(subject, &mut meta)?;
