@@ -24,10 +24,10 @@ pub mod description_kind {
     pub const PIPE: u32 = 2;
     /// A standard stream of the launcher: 0, 1 or 2 as `inode`.
     pub const STREAM: u32 = 3;
-    /// A directory that was deleted, or a regular file: a [`DeletedFile`](super::DeletedFile) with this `dev` and
+    /// A directory that was deleted, or a regular file: a [`DeletedFile`](crate::meta::DeletedFile) with this `dev` and
     /// `inode` has its content. Shared memory regions with them are the same object.
     pub const DELETED: u32 = 4;
-    /// A named pipe: a [`Fifo`](super::Fifo) with this `dev` and `inode` has its content. `position` is 1 for
+    /// A named pipe: a [`Fifo`](crate::meta::Fifo) with this `dev` and `inode` has its content. `position` is 1 for
     /// a reading end that is told that the writers have gone (POLLHUP).
     pub const FIFO: u32 = 5;
     /// An object that tells of events: an [`EventCounter`](crate::meta::EventCounter),
@@ -42,8 +42,8 @@ pub mod description_kind {
     pub const MASTER: u32 = 9;
     /// A slave or `/dev/tty`: a [`Terminal`](crate::meta::Terminal) says which.
     pub const TERMINAL: u32 = 10;
-    /// An instance of inotify_init(2): a [`Notifier`](super::Notifier) says more, and each
-    /// [`FileWatch`](super::FileWatch) that names it is something that it watches.
+    /// An instance of inotify_init(2): a [`Notifier`](crate::meta::Notifier) says more, and each
+    /// [`FileWatch`](crate::meta::FileWatch) that names it is something that it watches.
     pub const NOTIFIER: u32 = 40;
 }
 
