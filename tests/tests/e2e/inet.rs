@@ -158,6 +158,14 @@ fn a_thousand_connections_five_moves() -> Result {
 /// lost or doubled.
 #[test]
 fn checkpoints_all_the_time() -> Result {
+    if !is_root() {
+        // Each checkpoint of a stalled stream lets some more through, until no buffer may grow any more: such a
+        // checkpoint is refused in words then, see docs/kinds.md.
+        println!(
+            "only root may give a receive buffer all the room it needs: the run as root shows this"
+        );
+        return Ok(());
+    }
     Lab::one_host(|lab| {
         let guest = lab.launch(&many(100_000, "100"))?;
         guest.wait_step(1)?;
