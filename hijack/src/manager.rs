@@ -13,7 +13,7 @@ use ulpm_protocol::manager::{
 };
 use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{Errno, POLLIN, PollFd, Timespec, ipc, signal};
+use ulpm_sys::{Errno, OwnedFd, POLLIN, PollFd, Timespec, ipc, signal};
 
 use crate::capture::write::Writer;
 use crate::capture::{self, Subject};
@@ -179,7 +179,7 @@ impl Manager {
         if len == 0 {
             return Err(Disconnected);
         }
-        let sink = passed.map(Sink);
+        let sink = passed.map(OwnedFd::new);
         self.receive(&mut header[len..])?;
         let header = FrameHeader::decode(header).map_err(|_| Disconnected)?;
         let payload = &mut payload[..header.len];
@@ -220,7 +220,7 @@ impl Manager {
         &mut self,
         flags: u32,
         zombies: &[u8],
-        sink: Option<&Sink>,
+        sink: Option<&OwnedFd>,
     ) -> Result<(), Disconnected> {
         if let Some(frozen) = &mut self.frozen {
             frozen.stopped |= flags & CAPTURE_STOPPED != 0;
@@ -244,9 +244,9 @@ impl Manager {
         &mut self,
         flags: u32,
         zombies: &[u8],
-        sink: Option<&Sink>,
+        sink: Option<&OwnedFd>,
     ) -> Result<Captured, Failed> {
-        let (Some(frozen), Some(Sink(sink))) = (self.frozen, sink) else {
+        let (Some(frozen), Some(sink)) = (self.frozen, sink) else {
             return Err(Failed::system("capture a process that is not frozen", Errno::INVAL));
         };
         let subject = Subject {
@@ -261,7 +261,7 @@ impl Manager {
         let (meta, saved) = capture::collect(&subject)?;
         let sync = flags & CAPTURE_SYNC != 0;
         let hold = flags & CAPTURE_HOLD != 0;
-        let mut writer = Writer::start(*sink, &meta).map_err(write_failed)?;
+        let mut writer = Writer::start(sink.get(), &meta).map_err(write_failed)?;
         writer
             .regions(saved.iter().filter(|saved| saved.in_freeze), false)
             .map_err(write_failed)?;
@@ -394,15 +394,6 @@ impl Manager {
             }
         }
         Ok(())
-    }
-}
-
-/// Where an image goes; closed when the manager has no more use for it.
-struct Sink(i32);
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        ulpm_sys::close(self.0);
     }
 }
 

@@ -117,6 +117,30 @@ pub fn close(fd: i32) {
     unsafe { syscall(nr::CLOSE, [word(fd), 0, 0, 0, 0, 0]) };
 }
 
+/// A descriptor that is closed when it is dropped.
+#[derive(Debug)]
+pub struct OwnedFd(i32);
+
+impl OwnedFd {
+    /// Takes over a descriptor that nothing else closes.
+    #[must_use]
+    pub const fn new(fd: i32) -> Self {
+        Self(fd)
+    }
+
+    /// Its number, for as long as it is open.
+    #[must_use]
+    pub const fn get(&self) -> i32 {
+        self.0
+    }
+}
+
+impl Drop for OwnedFd {
+    fn drop(&mut self) {
+        close(self.0);
+    }
+}
+
 /// Closes all descriptors from `first` on, in a table of this thread's own if `unshare`.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use core::ffi::CStr;
 
-use ulpm_sys::{Errno, oflag};
+use ulpm_sys::{Errno, OwnedFd, oflag};
 
 /// Reads the start of a small file; empty if it cannot be read.
 pub(crate) fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
@@ -54,7 +54,7 @@ impl<'a> Lines<'a> {
 /// The names in a directory, without `.` and `..`.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    fd: i32,
+    fd: OwnedFd,
     buffer: [u8; 2048],
     start: usize,
     end: usize,
@@ -63,14 +63,14 @@ pub(crate) struct Directory {
 impl Directory {
     pub(crate) fn open(path: &CStr) -> Result<Self, Errno> {
         let fd = ulpm_sys::open(path, oflag::RDONLY | oflag::CLOEXEC)?;
-        Ok(Self { fd, buffer: [0; 2048], start: 0, end: 0 })
+        Ok(Self { fd: OwnedFd::new(fd), buffer: [0; 2048], start: 0, end: 0 })
     }
 
     /// The next name.
     pub(crate) fn next(&mut self) -> Option<&[u8]> {
         loop {
             if self.start == self.end {
-                self.end = ulpm_sys::getdents(self.fd, &mut self.buffer).unwrap_or(0);
+                self.end = ulpm_sys::getdents(self.fd.get(), &mut self.buffer).unwrap_or(0);
                 self.start = 0;
                 if self.end == 0 {
                     return None;
@@ -86,11 +86,5 @@ impl Directory {
                 return Some(&self.buffer[name]);
             }
         }
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        ulpm_sys::close(self.fd);
     }
 }

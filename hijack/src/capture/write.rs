@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use ulpm_image::{Batch, Crc32c, Extent, Header, MAX_EXTENT_PAGES, Meta};
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{Errno, PAGE, oflag, page_up, prot};
+use ulpm_sys::{Errno, OwnedFd, PAGE, oflag, page_up, prot};
 
 use super::memory::{self, Saved};
 use crate::private::without_private;
@@ -17,7 +17,7 @@ const BATCH_PAGES: u64 = 1024;
 #[derive(Debug)]
 pub(crate) struct Writer {
     sink: i32,
-    pagemap: i32,
+    pagemap: OwnedFd,
     batch: Batch,
     written: u64,
 }
@@ -28,8 +28,7 @@ impl Writer {
         let mut bytes = meta.encode();
         let header = Header { meta_len: bytes.len() as u64, meta_crc: Crc32c::of(&bytes) };
         bytes.resize(page_up(bytes.len()), 0);
-        let pagemap = ulpm_sys::open(c"/proc/self/pagemap", oflag::RDONLY | oflag::CLOEXEC)?;
-        let mut writer = Self { sink, pagemap, batch: Batch::new(0), written: 0 };
+        let mut writer = Self { sink, pagemap: pagemap()?, batch: Batch::new(0), written: 0 };
         let page = header.encode();
         writer.put(&[(page.as_ptr().addr(), PAGE), (bytes.as_ptr().addr(), bytes.len())])?;
         Ok(writer)
@@ -37,8 +36,7 @@ impl Writer {
 
     /// In a forked writer, whose page map is another.
     pub(crate) fn forked(&mut self) -> Result<(), Errno> {
-        ulpm_sys::close(self.pagemap);
-        self.pagemap = ulpm_sys::open(c"/proc/self/pagemap", oflag::RDONLY | oflag::CLOEXEC)?;
+        self.pagemap = pagemap()?;
         Ok(())
     }
 
@@ -58,7 +56,7 @@ impl Writer {
                 protect(saved.start, len, saved.protection | prot::READ)?;
             }
             // The manager's own memory may have been joined with a mapping of the program's.
-            let result = memory::runs(self.pagemap, saved, |start, end, base| {
+            let result = memory::runs(self.pagemap.get(), saved, |start, end, base| {
                 without_private(start, end).try_for_each(|(start, end)| self.run(start, end, base))
             });
             if !readable && !own {
@@ -80,7 +78,6 @@ impl Writer {
         if sync {
             ulpm_sys::fsync(self.sink)?;
         }
-        ulpm_sys::close(self.pagemap);
         Ok(self.written)
     }
 
@@ -163,6 +160,11 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The page map of this process.
+fn pagemap() -> Result<OwnedFd, Errno> {
+    ulpm_sys::open(c"/proc/self/pagemap", oflag::RDONLY | oflag::CLOEXEC).map(OwnedFd::new)
 }
 
 fn protect(start: usize, len: usize, protection: usize) -> Result<(), Errno> {

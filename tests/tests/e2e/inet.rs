@@ -157,7 +157,6 @@ fn a_thousand_connections_five_moves() -> Result {
 /// One checkpoint after the other while bytes are under way: no call is interrupted or cut short, and no byte is
 /// lost or doubled.
 #[test]
-#[ignore = "issue B: now and then such a checkpoint fails with ENOTSOCK, and the job goes on"]
 fn checkpoints_all_the_time() -> Result {
     if !is_root() {
         // Each checkpoint of a stalled stream lets some more through, until no buffer may grow any more: such a

@@ -1,12 +1,13 @@
 //! Unix sockets.
 
+use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
 use ulpm_tests::{
-    Lab, Program, Result, checkpointed_equals_native, ensure, is_root, migrated_equals_native,
-    there_and_back,
+    Guest, Lab, Program, Result, checkpointed_equals_native, ensure, is_root,
+    migrated_equals_native, there_and_back,
 };
 
 use crate::whole_life;
@@ -89,6 +90,38 @@ fn a_thousand_connections_twenty_checkpoints() -> Result {
 fn a_thousand_connections_five_moves() -> Result {
     let program = Program::guest("unix_many", 100).arg("1000");
     Lab::two_hosts(|lab| there_and_back(lab, &program, 5))
+}
+
+/// The descriptors that the manager of each process has open, which are not the program's.
+fn of_managers(guest: &Guest<'_>) -> Result<Vec<usize>> {
+    let mut counts = Vec::new();
+    for process in guest.members()? {
+        for thread in fs::read_dir(format!("/proc/{}/task", process.pid))?.flatten() {
+            if fs::read_to_string(thread.path().join("comm"))?.trim_end() == "ulpm-manager" {
+                counts.push(fs::read_dir(thread.path().join("fd"))?.count());
+            }
+        }
+    }
+    ensure!(!counts.is_empty(), "no process of the job has a manager");
+    Ok(counts)
+}
+
+/// Also not of what is under way in sockets, which a capture receives and keeps until its end.
+#[test]
+fn manager_keeps_no_descriptor_of_a_checkpoint() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&Program::guest("unix_rights", 1_000))?;
+        guest.wait_step(3)?;
+        lab.checkpoint(&guest)?;
+        let before = of_managers(&guest)?;
+        for _ in 0..10 {
+            lab.checkpoint(&guest)?;
+        }
+        let after = of_managers(&guest)?;
+        ensure!(after == before, "{before:?} descriptors became {after:?}");
+        guest.kill_tree()?;
+        Ok(())
+    })
 }
 
 /// One checkpoint after the other while bytes are under way: no call is interrupted or cut short, and no byte is

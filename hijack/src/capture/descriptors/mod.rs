@@ -21,7 +21,7 @@ use ulpm_image::meta::{Description, Descriptor, description_kind as kind};
 use ulpm_protocol::table::StreamId;
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{decimal, octal, value};
-use ulpm_sys::{Errno, FileStatus, mode, oflag};
+use ulpm_sys::{Errno, FileStatus, OwnedFd, mode, oflag};
 
 use self::epoll::Epoll;
 use self::inotify::Notifying;
@@ -45,26 +45,20 @@ struct Open {
     locked: bool,
     /// The beginning of its fdinfo.
     info: Vec<u8>,
-}
-
-impl Open {
     /// Whether this was found under way in a socket, and stays open until [`let_go`].
-    fn is_kept(&self) -> bool {
-        self.ours >= FIRST_KEPT
-    }
+    kept: bool,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         // One that is under way in a socket has to stay until all processes have compared theirs with it.
-        if !self.is_kept() {
+        if !self.kept {
             ulpm_sys::close(self.ours);
         }
     }
 }
 
-/// From here on, descriptors of the manager are those that are under way in sockets; it has not so many of its
-/// own.
+/// From here on, those that stay open after a capture are under way in sockets; the manager keeps fewer of its own.
 const FIRST_KEPT: i32 = 64;
 
 /// How long the stopped threads may take to tell the flags of a descriptor.
@@ -92,11 +86,10 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         Some(stopped) if subject.leader_gone => unsafe { (*stopped).tid },
         _ => pid,
     };
-    let pidfd =
-        ulpm_sys::pidfd_open(pid).map_err(|e| Failed::system("open a pidfd of itself", e))?;
-    let result = collect_from(subject, meta, task, pidfd);
-    ulpm_sys::close(pidfd);
-    result
+    let pidfd = ulpm_sys::pidfd_open(pid)
+        .map(OwnedFd::new)
+        .map_err(|e| Failed::system("open a pidfd of itself", e))?;
+    collect_from(subject, meta, task, pidfd.get())
 }
 
 fn collect_from(
@@ -189,7 +182,7 @@ fn take(
 fn open_again(task: i32, pidfd: i32, fd: i32) -> Result<Open, Failed> {
     let failed = |errno| Failed::system("look at a descriptor", errno);
     let ours = ulpm_sys::pidfd_getfd(pidfd, fd).map_err(failed)?;
-    look_at(task, fd, ours).map_err(failed)
+    look_at(task, fd, ours, false).map_err(failed)
 }
 
 /// `O_CLOEXEC` if the description itself has it, as only TIOCGPTPEER leaves it there.
@@ -217,11 +210,11 @@ fn closes_on_exec(subject: &Subject<'_>, open: &Open) -> Result<bool, Failed> {
 
 /// A descriptor of the manager's own table, which it has found under way in a socket.
 fn under_way(fd: i32) -> Result<Open, Failed> {
-    look_at(ulpm_sys::gettid(), fd, fd)
+    look_at(ulpm_sys::gettid(), fd, fd, true)
         .map_err(|errno| Failed::system("look at a descriptor under way", errno))
 }
 
-fn look_at(task: i32, fd: i32, ours: i32) -> Result<Open, Errno> {
+fn look_at(task: i32, fd: i32, ours: i32, kept: bool) -> Result<Open, Errno> {
     let mut info_buffer = [0; 1024];
     let info_path = Text::<64>::path(format_args!("/proc/{task}/fdinfo/{fd}"));
     let info = read_file(info_path.c_str(), &mut info_buffer);
@@ -238,6 +231,7 @@ fn look_at(task: i32, fd: i32, ours: i32) -> Result<Open, Errno> {
         // The first of them stands near the beginning.
         locked: value(info, b"lock:").is_some(),
         info: info.to_vec(),
+        kept,
     };
     open.status = ulpm_sys::fstat(ours)?;
     let link = Text::<64>::path(format_args!("/proc/{task}/fd/{fd}"));
@@ -338,7 +332,7 @@ fn virtual_path(subject: &Subject<'_>, path: &[u8]) -> Vec<u8> {
 fn cannot(open: &Open, why: &str) -> Failed {
     let path = open.path.escape_ascii();
     let fd = open.fd;
-    if open.ours >= FIRST_KEPT {
+    if open.kept {
         return unsupported(format_args!(
             "a descriptor ({path}) that is under way in a unix socket {why}, which cannot be saved yet"
         ));

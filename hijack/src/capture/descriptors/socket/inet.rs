@@ -215,8 +215,7 @@ pub(super) fn save(
     if info.state != tcp_state::LISTEN {
         push(open.ours);
     }
-    let kept = open.is_kept();
-    context.inet.unfinished.push(Unfinished { fd: open.fd, kept, index, local, peer });
+    context.inet.unfinished.push(Unfinished { fd: open.fd, kept: open.kept, index, local, peer });
     Ok(())
 }
 
