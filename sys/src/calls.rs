@@ -20,12 +20,14 @@ pub fn check(returned: usize) -> Result<usize, Errno> {
 }
 
 /// A signed number as the register that carries it.
-const fn word(value: i32) -> usize {
+#[must_use]
+pub const fn word(value: i32) -> usize {
     value as isize as usize
 }
 
+/// What a call that returns an int has left in its register.
 #[expect(clippy::cast_possible_truncation, reason = "the kernel returns an int")]
-const fn int(value: usize) -> i32 {
+pub(crate) const fn int(value: usize) -> i32 {
     value as i32
 }
 

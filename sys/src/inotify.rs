@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 
 use crate::arch::{nr, syscall};
+use crate::calls::{int, word};
 use crate::{Errno, check, oflag};
 
 /// Bits of include/uapi/linux/inotify.h.
@@ -10,15 +11,6 @@ use crate::{Errno, check, oflag};
 pub mod bit {
     pub const DELETE_SELF: u32 = 0x400;
     pub const DONT_FOLLOW: u32 = 0x0200_0000;
-}
-
-const fn word(value: i32) -> usize {
-    value as isize as usize
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the kernel returns an int")]
-const fn int(value: usize) -> i32 {
-    value as i32
 }
 
 /// A new instance, of which nobody waits for anything.

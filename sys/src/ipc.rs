@@ -4,6 +4,7 @@
 //! include/uapi/asm-generic/{ipcbuf,shmbuf,msgbuf}.h and arch/x86/include/uapi/asm/sembuf.h.
 
 use crate::arch::{nr, syscall};
+use crate::calls::word;
 use crate::{Errno, check};
 
 /// What sort of object.
@@ -42,7 +43,7 @@ impl Kind {
 
     /// The object's control call, with its command in front of the argument.
     fn control(self, id: i32, command: usize, argument: usize) -> [usize; 7] {
-        let id = id as isize as usize;
+        let id = word(id);
         match self {
             Self::Memory => [nr::SHMCTL, id, command, argument, 0, 0, 0],
             Self::Semaphores => [nr::SEMCTL, id, 0, command, argument, 0, 0],
@@ -205,7 +206,7 @@ pub fn lock(id: i32) -> Result<(), Errno> {
 }
 
 fn control(kind: Kind, id: i32, command: i32, argument: usize) -> Result<usize, Errno> {
-    let [number, args @ ..] = kind.control(id, command as isize as usize, argument);
+    let [number, args @ ..] = kind.control(id, word(command), argument);
     // SAFETY: the callers above and below pass the address of what the command reads or fills, which
     // outlives the call, or a command that takes none.
     check(unsafe { syscall(number, args) })
@@ -217,7 +218,7 @@ fn control(kind: Kind, id: i32, command: i32, argument: usize) -> Result<usize, 
 ///
 /// EXIST, NOENT, INVAL, NOSPC, ACCES, NOMEM.
 pub fn get(kind: Kind, key: i32, size: usize, flags: i32) -> Result<i32, Errno> {
-    let (key, flags) = (key as isize as usize, flags as isize as usize);
+    let (key, flags) = (word(key), word(flags));
     let (number, args) = match kind {
         Kind::Memory => (nr::SHMGET, [key, size, flags, 0, 0, 0]),
         Kind::Semaphores => (nr::SEMGET, [key, size, flags, 0, 0, 0]),
@@ -236,7 +237,7 @@ pub fn get(kind: Kind, key: i32, size: usize, flags: i32) -> Result<i32, Errno> 
 /// INVAL, IDRM, ACCES, NOMEM.
 pub fn attach(id: i32, flags: usize) -> Result<usize, Errno> {
     // SAFETY: a new mapping; nothing lies there.
-    check(unsafe { syscall(nr::SHMAT, [id as isize as usize, 0, flags, 0, 0, 0]) })
+    check(unsafe { syscall(nr::SHMAT, [word(id), 0, flags, 0, 0, 0]) })
 }
 
 /// Detaches the segment that is attached at an address.
@@ -294,8 +295,7 @@ pub struct Operation {
 pub fn operate(id: i32, operations: &[Operation]) -> Result<(), Errno> {
     let at = operations.as_ptr().addr();
     // SAFETY: the kernel reads the operations, which outlive the call.
-    check(unsafe { syscall(nr::SEMOP, [id as isize as usize, at, operations.len(), 0, 0, 0]) })
-        .map(drop)
+    check(unsafe { syscall(nr::SEMOP, [word(id), at, operations.len(), 0, 0, 0]) }).map(drop)
 }
 
 /// Makes the kernel owe `adjust` to a semaphore when the calling process ends, and leaves its value.
@@ -325,7 +325,7 @@ pub fn copy_message(id: i32, place: usize, buffer: &mut [u64]) -> Result<usize, 
     // SAFETY: the kernel fills one word and as many bytes as it is told.
     check(unsafe {
         let at = buffer.as_mut_ptr().addr();
-        syscall(nr::MSGRCV, [id as isize as usize, at, room, place, flags, 0])
+        syscall(nr::MSGRCV, [word(id), at, room, place, flags, 0])
     })
 }
 
@@ -341,7 +341,7 @@ pub fn take_message(id: i32) -> Result<(), Errno> {
     // SAFETY: the kernel fills one word; the text is cut to nothing.
     check(unsafe {
         let at = buffer.as_mut_ptr().addr();
-        syscall(nr::MSGRCV, [id as isize as usize, at, 0, 0, flags, 0])
+        syscall(nr::MSGRCV, [word(id), at, 0, 0, flags, 0])
     })
     .map(drop)
 }
@@ -358,7 +358,7 @@ pub fn send_message(id: i32, buffer: &[u64], len: usize) -> Result<(), Errno> {
     // SAFETY: the kernel reads one word and `len` bytes, which lie in the buffer.
     check(unsafe {
         let at = buffer.as_ptr().addr();
-        syscall(nr::MSGSND, [id as isize as usize, at, len, NOWAIT as usize, 0, 0])
+        syscall(nr::MSGSND, [word(id), at, len, NOWAIT as usize, 0, 0])
     })
     .map(drop)
 }

@@ -4,17 +4,8 @@
 //! include/linux/socket.h and include/uapi/asm-generic/socket.h.
 
 use crate::arch::{nr, syscall};
+use crate::calls::{int, word};
 use crate::{Errno, check};
-
-/// A signed number as the register that carries it.
-const fn word(value: i32) -> usize {
-    value as isize as usize
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the kernel returns an int")]
-const fn int(value: usize) -> i32 {
-    value as i32
-}
 
 /// Address families.
 #[expect(missing_docs, reason = "address_families(7)")]

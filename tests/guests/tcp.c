@@ -1,34 +1,12 @@
 /* TCP connections whose ends are all in the job: names, queues, half closed ones, listening sockets, connections not yet accepted. */
-#include "guest.h"
+#include "names.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-
-/* What comes of an AF_… and an address of it. */
-struct name {
-    struct sockaddr_storage address;
-    socklen_t len;
-};
-
-static struct name name_of(int fd, int (*ask)(int, struct sockaddr *, socklen_t *))
-{
-    struct name name = {.len = sizeof name.address};
-    memset(&name.address, 0, sizeof name.address);
-    CHECK_EQ(ask(fd, (struct sockaddr *)&name.address, &name.len), 0);
-    return name;
-}
-
-static void check_name(const struct name *wanted, int fd, int (*ask)(int, struct sockaddr *, socklen_t *))
-{
-    struct name found = name_of(fd, ask);
-    CHECK_EQ(found.len, wanted->len);
-    CHECK(memcmp(&found.address, &wanted->address, found.len) == 0);
-}
 
 /* The loopback, of this family; with `mapped`, IPv4's for a socket of IPv6. The host in 127.0.0.0/8 is our
  * own, so that no other test has its ports. */

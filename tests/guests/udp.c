@@ -1,16 +1,10 @@
 /* UDP sockets: bound, connected, with datagrams that nobody has read yet, multicast and broadcast. */
-#include "guest.h"
+#include "names.h"
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
-
-struct name {
-    struct sockaddr_storage address;
-    socklen_t len;
-};
 
 /* A host in 127.0.0.0/8 that is our own, so that no other test has its ports. */
 static struct name loopback(int family)
@@ -29,21 +23,6 @@ static struct name loopback(int family)
         name.len = sizeof *v6;
     }
     return name;
-}
-
-static struct name name_of(int fd, int (*ask)(int, struct sockaddr *, socklen_t *))
-{
-    struct name name = {.len = sizeof name.address};
-    memset(&name.address, 0, sizeof name.address);
-    CHECK_EQ(ask(fd, (struct sockaddr *)&name.address, &name.len), 0);
-    return name;
-}
-
-static void check_name(const struct name *wanted, int fd, int (*ask)(int, struct sockaddr *, socklen_t *))
-{
-    struct name found = name_of(fd, ask);
-    CHECK_EQ(found.len, wanted->len);
-    CHECK(memcmp(&found.address, &wanted->address, found.len) == 0);
 }
 
 static int bound(int family, struct name *name)

@@ -154,7 +154,13 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
         let status = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(status.modified()?)
     };
-    let newest = changed(&source)?.max(changed(&folder.join("guest.h"))?);
+    let mut newest = changed(&source)?;
+    for entry in fs::read_dir(&folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "h") {
+            newest = newest.max(changed(&path)?);
+        }
+    }
     if changed(&output).is_ok_and(|when| when >= newest) {
         return Ok(output);
     }

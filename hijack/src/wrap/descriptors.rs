@@ -6,7 +6,7 @@
 use core::ffi::{c_int, c_ulong, c_void};
 
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{Owner, check};
+use ulpm_sys::{Owner, check, word};
 
 use super::names::{
     real, real_group, real_or_group, real_task, virt, virt_group, virt_session, virt_task,
@@ -30,10 +30,6 @@ unsafe fn call(number: usize, args: [usize; 5]) -> c_int {
     let returned = unsafe { syscall(number, [a, b, c, d, e, 0]) };
     #[expect(clippy::cast_possible_truncation, reason = "the kernel returns an int")]
     libc_result(check(returned).map(|value| value as c_int))
-}
-
-fn word(value: c_int) -> usize {
-    value as isize as usize
 }
 
 /// A process, or a negative process group, by the id that the program knows.

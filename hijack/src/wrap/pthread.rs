@@ -10,7 +10,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{map, pr, prot};
+use ulpm_sys::{map, pr, prot, word};
 
 use crate::critical::holding_name;
 use crate::next::next;
@@ -109,10 +109,6 @@ fn signalling(call: impl FnOnce() -> c_int) -> c_int {
         threads::signalled();
         result
     })
-}
-
-fn word(value: c_int) -> usize {
-    value as isize as usize
 }
 
 // The caller vouches for the arguments of each wrapper below, as the manual page of the function that

@@ -7,7 +7,7 @@ use core::arch::naked_asm;
 use core::ffi::{c_int, c_uint, c_void};
 
 use ulpm_sys::arch::{nr, syscall as kernel};
-use ulpm_sys::{Errno, check};
+use ulpm_sys::{Errno, check, word};
 
 use super::names::{self, real, real_group, real_or_group, real_task};
 use super::{descriptors, wait};
@@ -132,7 +132,6 @@ unsafe extern "C" fn translated(
     f: usize,
 ) -> isize {
     let int = |value: usize| value as c_int;
-    let word = |value: c_int| value as isize as usize;
     // SAFETY: the caller vouches for the arguments.
     let call = |[a, b, c]: [usize; 3]| finish(unsafe { kernel(number, [a, b, c, d, e, f]) });
     match number {
@@ -201,36 +200,27 @@ unsafe extern "C" fn translated(
 
 // The caller vouches for the arguments, as the manual page demands.
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn process_vm_readv(
-    pid: c_int,
-    local: *const c_void,
-    local_count: usize,
-    remote: *const c_void,
-    remote_count: usize,
-    flags: usize,
-) -> isize {
-    let (local, remote) = (local.addr(), remote.addr());
-    // SAFETY: see above.
-    unsafe {
-        let pid = pid as isize as usize;
-        translated(nr::PROCESS_VM_READV, pid, local, local_count, remote, remote_count, flags)
-    }
+macro_rules! memory_of_another {
+    ($($name:ident: $number:ident;)+) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(
+            pid: c_int,
+            local: *const c_void,
+            local_count: usize,
+            remote: *const c_void,
+            remote_count: usize,
+            flags: usize,
+        ) -> isize {
+            let (local, remote) = (local.addr(), remote.addr());
+            // SAFETY: see above.
+            unsafe {
+                translated(nr::$number, word(pid), local, local_count, remote, remote_count, flags)
+            }
+        }
+    )+};
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn process_vm_writev(
-    pid: c_int,
-    local: *const c_void,
-    local_count: usize,
-    remote: *const c_void,
-    remote_count: usize,
-    flags: usize,
-) -> isize {
-    let (local, remote) = (local.addr(), remote.addr());
-    // SAFETY: see above.
-    unsafe {
-        let pid = pid as isize as usize;
-        translated(nr::PROCESS_VM_WRITEV, pid, local, local_count, remote, remote_count, flags)
-    }
+memory_of_another! {
+    process_vm_readv: PROCESS_VM_READV;
+    process_vm_writev: PROCESS_VM_WRITEV;
 }

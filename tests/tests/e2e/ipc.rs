@@ -30,6 +30,14 @@ fn id(name: &str, launched: &Guest<'_>) -> Result<Option<i32>> {
     Ok(listed.lines().filter_map(fields).find(|&(found, _)| found == key).map(|(_, id)| id))
 }
 
+/// A guest that has its objects, and waits soon for what the test does.
+fn started<'lab>(lab: &'lab Lab, name: &str) -> Result<Guest<'lab>> {
+    let guest = lab.launch(&Program::guest(name, 60))?;
+    guest.set_limit(30)?;
+    guest.wait_step(5)?;
+    Ok(guest)
+}
+
 fn ends_well(guest: &Guest<'_>) -> Result {
     guest.set_free()?;
     let finished = guest.finish()?.expect_code(0)?;
@@ -41,9 +49,7 @@ fn ends_well(guest: &Guest<'_>) -> Result {
 fn what_a_killed_job_leaves_is_taken_over() -> Result {
     Lab::one_host(|lab| {
         for name in GUESTS {
-            let guest = lab.launch(&Program::guest(name, 60))?;
-            guest.set_limit(30)?;
-            guest.wait_step(5)?;
+            let guest = started(lab, name)?;
             let checkpoint = lab.checkpoint(&guest)?;
             let before = id(name, &guest)?;
             ensure!(before.is_some(), "{name} has no object");
@@ -68,9 +74,7 @@ fn what_a_killed_job_leaves_is_taken_over() -> Result {
 #[test]
 fn files_in_memory_that_are_gone_are_made_again() -> Result {
     Lab::one_host(|lab| {
-        let guest = lab.launch(&Program::guest("posix_shm", 60))?;
-        guest.set_limit(30)?;
-        guest.wait_step(5)?;
+        let guest = started(lab, "posix_shm")?;
         let checkpoint = lab.checkpoint(&guest)?;
         guest.kill_tree()?;
         let errors = guest.errors();
@@ -86,9 +90,7 @@ fn files_in_memory_that_are_gone_are_made_again() -> Result {
 fn two_copies_have_objects_of_their_own() -> Result {
     Lab::one_host(|lab| {
         for name in GUESTS {
-            let guest = lab.launch(&Program::guest(name, 60))?;
-            guest.set_limit(30)?;
-            guest.wait_step(5)?;
+            let guest = started(lab, name)?;
             let checkpoint = lab.checkpoint(&guest)?;
             // The first runs on.
             let copies =
@@ -109,9 +111,7 @@ fn two_copies_have_objects_of_their_own() -> Result {
 fn what_a_job_has_made_goes_where_it_goes() -> Result {
     Lab::two_hosts(|lab| {
         for name in GUESTS {
-            let guest = lab.launch(&Program::guest(name, 60))?;
-            guest.set_limit(30)?;
-            guest.wait_step(5)?;
+            let guest = started(lab, name)?;
             let checkpoint = lab.checkpoint_and_kill(&guest)?;
             ensure!(id(name, &guest)?.is_none(), "{name}: the saved one is left over");
             let again = lab.restart(&guest, &checkpoint.path)?;

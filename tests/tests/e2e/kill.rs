@@ -202,6 +202,19 @@ fn manifests(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// Whether a host has a job with which something is being done.
+fn busy(lab: &Lab) -> Result<bool> {
+    for host in &lab.hosts {
+        let status = host.status()?;
+        if let Some(jobs) = status["jobs"].as_array()
+            && jobs.iter().any(|job| job["state"] != "running")
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// After a migration that somebody was killed in: one instance and no more, or an image that restarts.
 fn one_is_left(lab: &Lab, guest: &Guest<'_>, what: &str) -> Result {
     let mut rounds = 0;
@@ -209,13 +222,7 @@ fn one_is_left(lab: &Lab, guest: &Guest<'_>, what: &str) -> Result {
         let running = instances(lab)?;
         // It counts when it stays so, and nobody is at work any more: a second copy would show up within
         // these rounds.
-        let mut busy = false;
-        for host in &lab.hosts {
-            let status = host.status()?;
-            busy |= status["jobs"]
-                .as_array()
-                .is_some_and(|jobs| jobs.iter().any(|job| job["state"] != "running"));
-        }
+        let busy = busy(lab)?;
         rounds = if running.len() == 1 && !busy { rounds + 1 } else { 0 };
         if rounds > 25 {
             return Ok(Some(()));
@@ -352,13 +359,7 @@ fn killed_before(side: usize, action: &str) -> Result {
         let mut rounds = 0;
         until(format!("one instance to go on after {faults}"), DEADLINE, || {
             let running = instances(lab)?;
-            let mut busy = false;
-            for host in &lab.hosts {
-                let status = host.status()?;
-                busy |= status["jobs"]
-                    .as_array()
-                    .is_some_and(|jobs| jobs.iter().any(|job| job["state"] != "running"));
-            }
+            let busy = busy(lab)?;
             // A copy that waits counts as another.
             rounds = if running.len() == 1 && !busy { rounds + 1 } else { 0 };
             Ok((rounds > 25).then_some(()))
