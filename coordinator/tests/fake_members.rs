@@ -156,6 +156,8 @@ type Heard = mpsc::Receiver<String>;
 struct Member {
     pid: i32,
     heard: Heard,
+    /// Each time that it has said hello.
+    connected: mpsc::Receiver<()>,
     sleep: Arc<Mutex<Child>>,
 }
 
@@ -178,7 +180,7 @@ impl Member {
         table.insert_as(pid, virt, 1, SlotState::Live).unwrap();
         let sleep = Arc::new(Mutex::new(sleep));
         let (tell, heard) = mpsc::channel();
-        let (ready, is_ready) = mpsc::channel();
+        let (said_hello, connected) = mpsc::channel();
         let theirs = Arc::clone(&sleep);
         std::thread::spawn(move || {
             let mut restored = restored_as.is_some();
@@ -195,7 +197,7 @@ impl Member {
                         stopped: false,
                     };
                     say(&stream, hello);
-                    let _ = ready.send(());
+                    let _ = said_hello.send(());
                     manage(&stream, manner, &theirs, &tell);
                     restored = false;
                 }
@@ -206,8 +208,14 @@ impl Member {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        is_ready.recv_timeout(Duration::from_secs(10)).unwrap();
-        Self { pid, heard, sleep }
+        let member = Self { pid, heard, connected, sleep };
+        member.wait_connected();
+        member
+    }
+
+    /// Waits until it has said hello once more.
+    fn wait_connected(&self) {
+        self.connected.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 
     /// Everything that was heard, until nothing comes for a while.
@@ -563,8 +571,8 @@ fn the_next_coordinator_finds_the_job() {
     lab.kill_last_coordinator();
     assert!(member.lives());
     let (address, _) = lab.coordinator("a");
-    // Until its manager is back, nothing but the table in its memory would prove that it is a member.
-    std::thread::sleep(Duration::from_millis(300));
+    // Until its manager was back, nothing but the table in its memory proved that it is a member.
+    member.wait_connected();
     let found = status(&address);
     assert_eq!((found.jobs[0].id, found.jobs[0].generation), (job.job, 1));
     assert_eq!(checkpoint(&address).unwrap().generation, 2);
@@ -786,8 +794,8 @@ fn a_source_that_dies_after_its_decision_never_goes_on_and_before_it_does() {
     }
     until("the end of what has left", || !leaves.lives());
     let (address, _) = lab.coordinator("a");
-    // Until its manager is back, nothing but the table in its memory would prove that it is a member.
-    std::thread::sleep(Duration::from_millis(300));
+    // Until its manager was back, nothing but the table in its memory proved that it is a member.
+    stays.wait_connected();
     let found = status(&address);
     assert_eq!(found.moved.iter().map(|job| job.id).collect::<Vec<_>>(), [leaving.job]);
     assert_eq!(found.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [staying.job]);

@@ -414,6 +414,7 @@ impl Job {
     /// Makes sure that nothing is left here; returns how long the job stood still.
     async fn end_what_is_left(&mut self, leaving: &Leaving<'_>) -> Duration {
         let freeze_time = leaving.frozen.as_ref().map_or(Duration::ZERO, |f| f.since.elapsed());
+        // Most end by themselves within that time, as they were told.
         tokio::time::sleep(Duration::from_millis(1)).await;
         let _ = self.kill_all().await;
         self.remove_objects();
