@@ -1,4 +1,4 @@
-/* Many unix connections (with "tcp": TCP connections) to several processes, with bytes under way both ways in each: none is lost, doubled or cut short. */
+/* Many unix connections (with "tcp": TCP connections) to several processes (4, or as many as the last argument says), with bytes under way both ways in each: none is lost, doubled or cut short. */
 #include "guest.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -8,7 +8,6 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
-#define PROCESSES 4
 #define MOST 1000
 
 static char pattern(long connection, long at)
@@ -49,7 +48,8 @@ int main(int argc, char **argv)
 {
     long steps = guest_steps(argc, argv);
     int count = argc > 2 ? atoi(argv[2]) : 100;
-    CHECK(count <= MOST && count % PROCESSES == 0);
+    int processes = argc > 4 ? atoi(argv[4]) : 4;
+    CHECK(count <= MOST && count % processes == 0);
     struct rlimit limit = {4096, 4096};
     CHECK_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
     limit.rlim_cur = limit.rlim_max < 4096 ? limit.rlim_max : 4096;
@@ -57,8 +57,8 @@ int main(int argc, char **argv)
     int is_tcp = argc > 3 && strcmp(argv[3], "tcp") == 0;
     static int fds[MOST];
     static long sent[MOST], got[MOST];
-    pid_t children[PROCESSES];
-    for (int p = 0; p < PROCESSES; p++) {
+    pid_t children[processes];
+    for (int p = 0; p < processes; p++) {
         struct sockaddr_un address = {.sun_family = AF_UNIX};
         struct sockaddr_in internet = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         struct sockaddr *name = is_tcp ? (struct sockaddr *)&internet : (struct sockaddr *)&address;
@@ -73,12 +73,12 @@ int main(int argc, char **argv)
         children[p] = fork();
         CHECK(children[p] >= 0);
         if (children[p] == 0) {
-            for (int i = 0; i < p * (count / PROCESSES); i++)
+            for (int i = 0; i < p * (count / processes); i++)
                 CHECK_EQ(close(fds[i]), 0);
-            echo(listener, count / PROCESSES);
+            echo(listener, count / processes);
         }
         CHECK_EQ(close(listener), 0);
-        for (int i = p * (count / PROCESSES); i < (p + 1) * (count / PROCESSES); i++) {
+        for (int i = p * (count / processes); i < (p + 1) * (count / processes); i++) {
             fds[i] = socket(name->sa_family, SOCK_STREAM, 0);
             CHECK(fds[i] >= 0);
             CHECK_EQ(connect(fds[i], name, len), 0);
@@ -119,11 +119,11 @@ int main(int argc, char **argv)
         CHECK_EQ(got[i], sent[i]);
         total += got[i];
     }
-    for (int p = 0; p < PROCESSES; p++) {
+    for (int p = 0; p < processes; p++) {
         int status = 0;
         CHECK_EQ(waitpid(children[p], &status, 0), children[p]);
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 31);
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "server%d", p);
         if (!is_tcp)
             CHECK_EQ(unlink(name), 0);

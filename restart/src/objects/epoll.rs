@@ -5,7 +5,7 @@
 //! and the number of the descriptor that it was made with, and what waits for signals waits for those of the
 //! process that registered it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 
 use ulpm_image::meta::{Description, Interest};
@@ -61,16 +61,15 @@ pub(crate) fn assign<'a>(
         chosen.or(targets.first()).map_or(0, |&(index, _)| index)
     };
     let mut assigned = vec![Vec::new(); images.len()];
-    let mut by_instance: HashMap<u64, Vec<usize>> = HashMap::new();
+    let mut by_instance: HashMap<u64, BTreeSet<usize>> = HashMap::new();
     for interest in images.iter().flat_map(|image| &image.meta.interests) {
         let index = choose(interest);
-        by_instance.entry(interest.epoll).or_default().push(index);
+        by_instance.entry(interest.epoll).or_default().insert(index);
         assigned[index].push(Watch { interest, alone: true });
     }
     for watches in &mut assigned {
         for watch in &mut *watches {
-            let makers = by_instance.get(&watch.interest.epoll).map_or(&[][..], Vec::as_slice);
-            watch.alone = makers.iter().all(|maker| Some(maker) == makers.first());
+            watch.alone = by_instance.get(&watch.interest.epoll).is_none_or(|all| all.len() == 1);
         }
         // Stable, and those that have fired first: see `register`.
         watches.sort_by_key(|watch| !has_fired(watch.interest));

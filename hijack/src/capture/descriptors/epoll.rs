@@ -4,6 +4,7 @@
 //! program may have closed that since, while a duplicate keeps the file open, or may have something else
 //! there: kcmp(2) tells which descriptor leads to the file that is watched.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use ulpm_image::Meta;
@@ -63,17 +64,12 @@ fn save(
         registrations.extend(parse(line));
     }
     ulpm_sys::close(fdinfo);
-    for (at, registration) in registrations.iter().enumerate() {
+    let mut before: BTreeMap<i32, u32> = BTreeMap::new();
+    for registration in &registrations {
         // Several files can be registered with one number, one after the other.
-        let before = registrations[..at].iter().filter(|other| other.fd == registration.fd).count();
-        let wanted = Wanted {
-            subject,
-            task,
-            found,
-            epoll,
-            fd: registration.fd,
-            index: u32::try_from(before).unwrap_or(u32::MAX),
-        };
+        let count = before.entry(registration.fd).or_default();
+        let wanted = Wanted { subject, task, found, epoll, fd: registration.fd, index: *count };
+        *count += 1;
         let Some(target) = wanted.find(meta)? else {
             return Err(unsupported(format_args!(
                 "descriptor {} (epoll) watches a file that was registered as descriptor {} and that no \
@@ -117,9 +113,9 @@ impl Wanted<'_> {
     /// The description of the file; `None` if nobody has it open.
     fn find(&self, meta: &Meta) -> Result<Option<u64>, Failed> {
         // Nearly always it is what has that number now.
-        let has_number = |fd: i32| fd == self.fd;
-        let (likely, others): (Vec<_>, Vec<_>) =
-            meta.descriptors.iter().partition(|descriptor| has_number(descriptor.fd));
+        let by_number = |fd: i32| meta.descriptors.binary_search_by_key(&fd, |one| one.fd).ok();
+        let likely = by_number(self.fd).and_then(|index| meta.descriptors.get(index));
+        let others = meta.descriptors.iter().filter(|descriptor| descriptor.fd != self.fd);
         for descriptor in likely.into_iter().chain(others) {
             if self.is(self.task, descriptor.fd)? {
                 return Ok(Some(descriptor.description));

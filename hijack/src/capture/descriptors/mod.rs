@@ -49,6 +49,26 @@ struct Open {
     kept: bool,
 }
 
+impl Open {
+    /// A socket that was looked at before, and is needed again.
+    fn socket(fd: i32, ours: i32, kept: bool, inode: u64) -> Self {
+        let mut status = FileStatus::default();
+        (status.ino, status.mode) = (inode, mode::SOCKET);
+        let path = socket_path(inode);
+        Self {
+            fd,
+            ours,
+            status,
+            flags: 0,
+            position: 0,
+            path,
+            locked: false,
+            info: Vec::new(),
+            kept,
+        }
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         // One that is under way in a socket has to stay until all processes have compared theirs with it.
@@ -125,7 +145,7 @@ fn collect_from(
         found.under_way.push((open.fd, description.id));
         take(subject, manager, &open, description, &mut found, meta)?;
     }
-    socket::finish(subject, &mut found.sockets, meta, |fd| open_again(task, pidfd, fd))?;
+    socket::finish(subject, &mut found.sockets, meta, |fd| duplicate(pidfd, fd))?;
     events::look_again(task, pidfd, meta)?;
     inotify::save_all(task, &found.notifying, meta)?;
     epoll::save_all(subject, task, &found, meta)
@@ -137,6 +157,8 @@ struct Found {
     sockets: socket::Context,
     /// Descriptions that this process has saved.
     saved: BTreeSet<u64>,
+    /// All that it has met.
+    met: BTreeSet<u64>,
     /// Epoll instances that it saves, when all that they may watch is known.
     epolls: Vec<Epoll>,
     /// Inotify instances, likewise.
@@ -170,7 +192,7 @@ fn take(
         }
     }
     // One that was found under way in a socket may have been met again at a descriptor before its turn came.
-    if !meta.descriptions.iter().any(|known| known.id == description.id) {
+    if found.met.insert(description.id) {
         if description.kind == kind::STREAM {
             terminal::save(open, &description, meta);
         }
@@ -180,9 +202,16 @@ fn take(
 }
 
 fn open_again(task: i32, pidfd: i32, fd: i32) -> Result<Open, Failed> {
-    let failed = |errno| Failed::system("look at a descriptor", errno);
-    let ours = ulpm_sys::pidfd_getfd(pidfd, fd).map_err(failed)?;
-    look_at(task, fd, ours, false).map_err(failed)
+    look_at(task, fd, duplicate(pidfd, fd)?, false).map_err(look)
+}
+
+/// A descriptor of our own for what the program has at a number.
+fn duplicate(pidfd: i32, fd: i32) -> Result<i32, Failed> {
+    ulpm_sys::pidfd_getfd(pidfd, fd).map_err(look)
+}
+
+fn look(errno: Errno) -> Failed {
+    Failed::system("look at a descriptor", errno)
 }
 
 /// `O_CLOEXEC` if the description itself has it, as only TIOCGPTPEER leaves it there.
@@ -234,10 +263,21 @@ fn look_at(task: i32, fd: i32, ours: i32, kept: bool) -> Result<Open, Errno> {
         kept,
     };
     open.status = ulpm_sys::fstat(ours)?;
+    if open.status.mode & mode::TYPE == mode::SOCKET
+        && open.flags & oflag::PATH.cast_unsigned() == 0
+    {
+        open.path = socket_path(open.status.ino);
+        return Ok(open);
+    }
     let link = Text::<64>::path(format_args!("/proc/{task}/fd/{fd}"));
     let mut path = [0; 4096];
     open.path = ulpm_sys::readlink(link.c_str(), &mut path)?.to_vec();
     Ok(open)
+}
+
+/// What the kernel shows for a socket.
+fn socket_path(inode: u64) -> Vec<u8> {
+    Text::<32>::of(format_args!("socket:[{inode}]")).bytes().to_vec()
 }
 
 fn describe(subject: &Subject<'_>, task: i32, open: &Open) -> Result<Description, Failed> {

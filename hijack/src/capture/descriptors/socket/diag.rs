@@ -17,30 +17,85 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// Bytes of `struct nlmsghdr`: len u32, type u16, flags u16, sequence u32, port u32.
 const HEADER: usize = 16;
+/// Bytes of the longest request: `struct inet_diag_req_v2`.
+const LONGEST: usize = 56;
+/// What a dump gives in one piece at most (the kernel looks how much its reader takes, up to 32 KiB).
+const BUFFER: usize = 64 * 1024;
 
-/// Asks for all sockets of a family (one dump is a few system calls, however many there are), and gives each
-/// answer's payload to `each`.
-///
-/// `request` is the family's structure, such as `struct unix_diag_req`.
-///
-/// # Errors
-///
-/// [`Failed`], also where the kernel was built without `sock_diag` for that family.
-pub(super) fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Failed> {
-    exchange(request, REQUEST_DUMP, &mut each).map_err(failed)
+/// The way to ask, opened with the first question.
+#[derive(Debug, Default)]
+pub(super) struct Diag {
+    netlink: Option<i32>,
+    buffer: Vec<u8>,
 }
 
-/// Asks for one socket; returns the answer's payload, or `None` if there is no such socket.
-///
-/// # Errors
-///
-/// As [`dump`].
-pub(super) fn ask(request: &[u8]) -> Result<Option<Vec<u8>>, Failed> {
-    let mut found = None;
-    match exchange(request, REQUEST_ONE, &mut |answer| found = Some(answer.to_vec())) {
-        Ok(()) => Ok(found),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(failed(errno)),
+impl Drop for Diag {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Diag {
+    /// Asks for all sockets of a family (one dump is a few system calls, however many there are), and gives each
+    /// answer's payload to `each`.
+    ///
+    /// `request` is the family's structure, such as `struct unix_diag_req`.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`], also where the kernel was built without `sock_diag` for that family.
+    pub(super) fn dump(
+        &mut self,
+        request: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), Failed> {
+        self.exchange(request, REQUEST_DUMP, &mut each).map_err(failed)
+    }
+
+    /// Asks for one socket; returns the answer's payload, or `None` if there is no such socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dump`].
+    pub(super) fn ask<T>(
+        &mut self,
+        request: &[u8],
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, Failed> {
+        let mut found = None;
+        match self.exchange(request, REQUEST_ONE, &mut |answer| found = parse(answer)) {
+            Ok(()) => Ok(found),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(netlink) = self.netlink.take() {
+            ulpm_sys::close(netlink);
+        }
+    }
+
+    fn exchange(
+        &mut self,
+        request: &[u8],
+        flags: u16,
+        each: &mut impl FnMut(&[u8]),
+    ) -> Result<(), Errno> {
+        let netlink = match self.netlink {
+            Some(netlink) => netlink,
+            None => {
+                self.buffer.resize(BUFFER, 0);
+                socket::socket(af::NETLINK, sock::RAW | sock::CLOEXEC, NETLINK_SOCK_DIAG)?
+            }
+        };
+        self.netlink = Some(netlink);
+        let result = exchange_over(netlink, request, flags, &mut self.buffer, each);
+        // What is left of the answer would be taken for that to the next question.
+        if !matches!(result, Ok(()) | Err(Errno::NOENT)) {
+            self.close();
+        }
+        result
     }
 }
 
@@ -48,33 +103,23 @@ fn failed(errno: Errno) -> Failed {
     Failed::system("ask the kernel about its sockets (sock_diag)", errno)
 }
 
-fn exchange(request: &[u8], flags: u16, each: &mut impl FnMut(&[u8])) -> Result<(), Errno> {
-    let kind = sock::RAW | sock::CLOEXEC;
-    let netlink = socket::socket(af::NETLINK, kind, NETLINK_SOCK_DIAG)?;
-    let result = exchange_over(netlink, request, flags, each);
-    ulpm_sys::close(netlink);
-    result
-}
-
 fn exchange_over(
     netlink: i32,
     request: &[u8],
     flags: u16,
+    buffer: &mut [u8],
     each: &mut impl FnMut(&[u8]),
 ) -> Result<(), Errno> {
-    let len = u32::try_from(HEADER + request.len()).unwrap_or(0);
-    let message = [
-        &len.to_le_bytes()[..],
-        &SOCK_DIAG_BY_FAMILY.to_le_bytes(),
-        &flags.to_le_bytes(),
-        &[0; 8],
-        request,
-    ]
-    .concat();
-    ulpm_sys::send(netlink, &message)?;
-    let mut buffer = alloc::vec![0u8; if flags == REQUEST_ONE { 4 } else { 64 } * 1024];
+    let mut message = [0; HEADER + LONGEST];
+    let len = HEADER + request.len();
+    let place = message.get_mut(HEADER..len).ok_or(Errno::INVAL)?;
+    place.copy_from_slice(request);
+    message[..4].copy_from_slice(&u32::try_from(len).unwrap_or(0).to_le_bytes());
+    message[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_le_bytes());
+    message[6..8].copy_from_slice(&flags.to_le_bytes());
+    ulpm_sys::send(netlink, &message[..len])?;
     loop {
-        let len = ulpm_sys::read(netlink, &mut buffer)?;
+        let len = ulpm_sys::read(netlink, buffer)?;
         let mut rest = &buffer[..len];
         if rest.is_empty() {
             return Err(Errno::IO);

@@ -15,7 +15,8 @@ use ulpm_sys::proc::decimal;
 use ulpm_sys::socket::{self, af, ip, ipv6, so, sock, tcp, udp};
 use ulpm_sys::{Errno, Timespec};
 
-use super::{Context, Open, Subject, cannot, diag, later, poll_now, read_options};
+use super::diag::{self, Diag};
+use super::{Context, Open, Subject, cannot, later, poll_now, read_options};
 use crate::capture::text::{Directory, Lines};
 use crate::freeze::Failed;
 
@@ -160,6 +161,10 @@ pub(super) struct Inet {
     unfinished: Vec<Unfinished>,
     /// Inodes of all sockets of the job, once one is asked for.
     of_job: Option<Vec<u64>>,
+    /// Connections that nobody has accepted yet, once one is asked for.
+    waiting: Option<Vec<(Endpoint, Known)>>,
+    /// Connections that are being made, likewise.
+    connecting: Option<Vec<(Endpoint, Known)>>,
     /// Bytes that were found in queues.
     content: usize,
     memberships: Option<Vec<Membership>>,
@@ -197,20 +202,20 @@ pub(super) fn save(
             saved.peer = peer.bytes().to_vec();
         }
     }
-    saved.options.extend(read_options(open, so::SOL_SOCKET, &[so::BINDTODEVICE]));
-    saved.options.extend(read_options(open, ip::LEVEL, IP_OPTIONS));
+    read_options(open, so::SOL_SOCKET, &[so::BINDTODEVICE], &mut saved.options);
+    read_options(open, ip::LEVEL, IP_OPTIONS, &mut saved.options);
     if saved.domain == af::INET6 {
-        saved.options.extend(read_options(open, ipv6::LEVEL, IPV6_OPTIONS));
+        read_options(open, ipv6::LEVEL, IPV6_OPTIONS, &mut saved.options);
     }
     if saved.protocol == UDP {
-        saved.options.extend(read_options(open, ip::LEVEL, IP_DATAGRAM_OPTIONS));
+        read_options(open, ip::LEVEL, IP_DATAGRAM_OPTIONS, &mut saved.options);
         if saved.domain == af::INET6 {
-            saved.options.extend(read_options(open, ipv6::LEVEL, IPV6_DATAGRAM_OPTIONS));
+            read_options(open, ipv6::LEVEL, IPV6_DATAGRAM_OPTIONS, &mut saved.options);
         }
         context.inet.memberships(open, saved)?;
         return datagrams(open, saved, context);
     }
-    saved.options.extend(read_options(open, TCP, TCP_OPTIONS));
+    read_options(open, TCP, TCP_OPTIONS, &mut saved.options);
     let info = Info::of(open.ours).map_err(look)?;
     if info.state != tcp_state::LISTEN {
         push(open.ours);
@@ -224,18 +229,17 @@ pub(super) fn save(
 /// `again` opens a descriptor of the program again.
 pub(super) fn finish(
     subject: &Subject<'_>,
-    inet: &mut Inet,
+    context: &mut Context,
     meta: &mut Meta,
-    again: impl Fn(i32) -> Result<Open, Failed>,
+    again: impl Fn(i32) -> Result<i32, Failed>,
 ) -> Result<(), Failed> {
+    let Context { inet, diag, .. } = context;
     for unfinished in core::mem::take(&mut inet.unfinished) {
         let Some(saved) = meta.sockets.get_mut(unfinished.index) else { continue };
-        let open = if unfinished.kept {
-            super::super::under_way(unfinished.fd)
-        } else {
-            again(unfinished.fd)
-        }?;
-        connection(subject, inet, &open, &unfinished, saved)?;
+        let Unfinished { fd, kept, .. } = unfinished;
+        let ours = if kept { fd } else { again(fd)? };
+        let open = Open::socket(fd, ours, kept, saved.inode);
+        connection(subject, inet, diag, &open, &unfinished, saved)?;
     }
     Ok(())
 }
@@ -385,36 +389,41 @@ impl Known {
     }
 
     /// The socket that has these two ends, if it is on this host.
-    fn find(local: &Endpoint, peer: &Endpoint) -> Result<Option<Self>, Failed> {
-        let answer = diag::ask(&request(local.0, u32::MAX, Some(local), Some(peer)))?;
-        let known = answer.as_deref().and_then(Self::parse);
+    fn find(diag: &mut Diag, local: &Endpoint, peer: &Endpoint) -> Result<Option<Self>, Failed> {
+        let asked = request(local.0, u32::MAX, Some(local), Some(peer));
+        let known = diag.ask(&asked, Self::parse)?;
         // A socket that listens at that address stands in for one that is not there.
         Ok(known.filter(|known| known.state != tcp_state::LISTEN && known.peer == *peer))
     }
 
-    /// All that have this port, in these states.
-    fn with_port(
-        family: i32,
+    /// All in these states that `wanted` takes, of both families, with their own addresses.
+    fn in_states(
+        diag: &mut Diag,
         states: &[u8],
-        port: [u8; 2],
+        wanted: fn(&Self) -> bool,
     ) -> Result<Vec<(Endpoint, Self)>, Failed> {
         let states = states.iter().fold(0, |set, state| set | 1 << state);
-        let asked = request(family, states, Some(&(family, port, [0; 16])), None);
         let mut all = Vec::new();
-        diag::dump(&asked, |answer| {
-            let Some(known) = Self::parse(answer) else { return };
-            let mut name = [0; 28];
-            name[0] = answer[0];
-            name[2..4].copy_from_slice(&answer[4..6]);
-            let at = if i32::from(answer[0]) == af::INET6 { 8 } else { 4 };
-            name[at..at + 16].copy_from_slice(&answer[8..24]);
-            if at == 4 {
-                name[8..].fill(0);
+        for family in [af::INET, af::INET6] {
+            let asked = request(family, states, None, None);
+            let found = diag.dump(&asked, |answer| {
+                let Some(known) = Self::parse(answer).filter(wanted) else { return };
+                let mut name = [0; 28];
+                name[0] = answer[0];
+                name[2..4].copy_from_slice(&answer[4..6]);
+                let at = if i32::from(answer[0]) == af::INET6 { 8 } else { 4 };
+                name[at..at + 16].copy_from_slice(&answer[8..24]);
+                if at == 4 {
+                    name[8..].fill(0);
+                }
+                if let Some(local) = endpoint(&name) {
+                    all.push((local, known));
+                }
+            });
+            if family == af::INET {
+                found?;
             }
-            if let Some(local) = endpoint(&name) {
-                all.push((local, known));
-            }
-        })?;
+        }
         Ok(all)
     }
 
@@ -434,14 +443,15 @@ impl Known {
 fn connection(
     subject: &Subject<'_>,
     inet: &mut Inet,
+    diag: &mut Diag,
     open: &Open,
     unfinished: &Unfinished,
     saved: &mut Socket,
 ) -> Result<(), Failed> {
     let info = Info::of(open.ours).map_err(look)?;
     match info.state {
-        tcp_state::LISTEN => return listening(open, unfinished, saved, info),
-        tcp_state::SYN_SENT => return connecting(unfinished, saved),
+        tcp_state::LISTEN => return listening(inet, diag, open, unfinished, saved, info),
+        tcp_state::SYN_SENT => return connecting(inet, diag, saved),
         tcp_state::CLOSE => {
             let found = poll_now(open.ours, POLLPRI | POLLRDHUP);
             // A socket that was never connected has no end of input.
@@ -465,7 +475,7 @@ fn connection(
         return Err(cannot(open, "has a name that ULPM does not understand"));
     };
     let mut grown = None;
-    let arrived = arrive(subject, inet, open, &local, &peer, &mut grown);
+    let arrived = arrive(subject, inet, diag, open, [&local, &peer], &mut grown);
     let content = arrived.and_then(|inode| {
         saved.peer_inode = inode;
         let found = poll_now(open.ours, POLLPRI | POLLRDHUP);
@@ -497,15 +507,15 @@ fn connection(
 fn arrive(
     subject: &Subject<'_>,
     inet: &mut Inet,
+    diag: &mut Diag,
     open: &Open,
-    local: &Endpoint,
-    peer: &Endpoint,
+    [local, peer]: [&Endpoint; 2],
     grown: &mut Option<Buffer>,
 ) -> Result<u64, Failed> {
     let deadline = ulpm_sys::monotonic_ns() + DEADLINE_NS;
     let mut pause_ns = 20_000;
     for attempt in 0u32.. {
-        let Some(other) = Known::find(peer, local)? else { return Ok(0) };
+        let Some(other) = Known::find(diag, peer, local)? else { return Ok(0) };
         if other.waits() {
             // Whoever listens there looks at what it has received.
             return Ok(0);
@@ -623,6 +633,8 @@ fn queue(inet: &mut Inet, open: &Open, saved: &mut Socket, found: i16) -> Result
 
 /// A socket that listens, and those who wait to be accepted.
 fn listening(
+    inet: &mut Inet,
+    diag: &mut Diag,
     open: &Open,
     unfinished: &Unfinished,
     saved: &mut Socket,
@@ -635,59 +647,61 @@ fn listening(
         return Ok(());
     }
     let Some((_, port, address)) = endpoint(&unfinished.local) else { return Ok(()) };
-    let states = [tcp_state::ESTABLISHED, tcp_state::CLOSE_WAIT];
-    let families = if saved.domain == af::INET { &[af::INET][..] } else { &[af::INET, af::INET6] };
-    for &family in families {
-        for (local, waits) in Known::with_port(family, &states, port)? {
-            if !waits.waits() || address != [0; 16] && address != local.2 {
-                continue;
-            }
-            if waits.received > u32::from(tcp_state::has_end(waits.state)) {
-                return Err(later(
-                    open,
-                    "has a connection to accept over which something has come already, which",
-                ));
-            }
-            let client = Known::find(&waits.peer, &local)?;
-            // An end on another host is one that no image has.
-            saved.waiting.push(client.map_or(u64::MAX, |client| client.inode));
+    if inet.waiting.is_none() {
+        let states = [tcp_state::ESTABLISHED, tcp_state::CLOSE_WAIT];
+        inet.waiting = Some(Known::in_states(diag, &states, Known::waits)?);
+    }
+    for (local, waits) in inet.waiting.as_deref().unwrap_or_default() {
+        let is_other = local.1 != port
+            || address != [0; 16] && address != local.2
+            || saved.domain == af::INET && local.0 != af::INET;
+        if is_other {
+            continue;
         }
+        if waits.received > u32::from(tcp_state::has_end(waits.state)) {
+            return Err(later(
+                open,
+                "has a connection to accept over which something has come already, which",
+            ));
+        }
+        let client = Known::find(diag, &waits.peer, local)?;
+        // An end on another host is one that no image has.
+        saved.waiting.push(client.map_or(u64::MAX, |client| client.inode));
     }
     Ok(())
 }
 
 /// A connect(2) that is under way: its address is known to `inet_diag` only.
-fn connecting(unfinished: &Unfinished, saved: &mut Socket) -> Result<(), Failed> {
+fn connecting(inet: &mut Inet, diag: &mut Diag, saved: &mut Socket) -> Result<(), Failed> {
     saved.state = state::CONNECTING;
-    let Some((_, port, _)) = endpoint(&unfinished.local) else { return Ok(()) };
-    for (_, known) in Known::with_port(saved.domain, &[tcp_state::SYN_SENT], port)? {
-        if known.inode != saved.inode {
-            continue;
-        }
-        let (family, port, address) = known.peer;
-        let mut name = Vec::new();
-        if saved.domain == af::INET {
-            name.extend([af::INET as u8, 0, port[0], port[1]]);
-            name.extend(&address[..4]);
-            name.extend([0; 8]);
-        } else {
-            name.extend([af::INET6 as u8, 0, port[0], port[1], 0, 0, 0, 0]);
-            if family == af::INET {
-                name.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
-                name.extend(&address[..4]);
-            } else {
-                name.extend(address);
-            }
-            name.extend([0; 4]);
-        }
-        saved.peer = name;
+    if inet.connecting.is_none() {
+        inet.connecting = Some(Known::in_states(diag, &[tcp_state::SYN_SENT], |_| true)?);
     }
+    let mut all = inet.connecting.iter().flatten();
+    let Some((_, known)) = all.find(|(_, known)| known.inode == saved.inode) else { return Ok(()) };
+    let (family, port, address) = known.peer;
+    let mut name = Vec::new();
+    if saved.domain == af::INET {
+        name.extend([af::INET as u8, 0, port[0], port[1]]);
+        name.extend(&address[..4]);
+        name.extend([0; 8]);
+    } else {
+        name.extend([af::INET6 as u8, 0, port[0], port[1], 0, 0, 0, 0]);
+        if family == af::INET {
+            name.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+            name.extend(&address[..4]);
+        } else {
+            name.extend(address);
+        }
+        name.extend([0; 4]);
+    }
+    saved.peer = name;
     Ok(())
 }
 
 /// Datagrams that wait to be read.
 fn datagrams(open: &Open, saved: &mut Socket, context: &mut Context) -> Result<(), Failed> {
-    saved.options.extend(read_options(open, UDP, UDP_OPTIONS));
+    read_options(open, UDP, UDP_OPTIONS, &mut saved.options);
     saved.state = if saved.peer.is_empty() { state::UNCONNECTED } else { state::CONNECTED };
     let found = poll_now(open.ours, ulpm_sys::POLLIN | POLLRDHUP);
     if found & POLLRDHUP != 0 && saved.state == state::CONNECTED {

@@ -60,6 +60,7 @@ const OPTIONS: &[i32] = &[
 /// What is looked up once for all sockets of a process.
 #[derive(Default)]
 pub(super) struct Context {
+    diag: diag::Diag,
     inet: inet::Inet,
     /// All unix sockets of the host, by inode, once one was met.
     unix: Option<Vec<unix::Known>>,
@@ -72,7 +73,7 @@ pub(super) struct Context {
 impl Context {
     fn unix(&mut self, inode: u64) -> Result<Option<&unix::Known>, Failed> {
         if self.unix.is_none() {
-            self.unix = Some(unix::list()?);
+            self.unix = Some(unix::list(&mut self.diag)?);
         }
         let all = self.unix.as_deref().unwrap_or_default();
         let found = all.binary_search_by_key(&inode, unix::Known::inode);
@@ -115,9 +116,9 @@ pub(super) fn finish(
     subject: &Subject<'_>,
     context: &mut Context,
     meta: &mut Meta,
-    again: impl Fn(i32) -> Result<Open, Failed>,
+    again: impl Fn(i32) -> Result<i32, Failed>,
 ) -> Result<(), Failed> {
-    inet::finish(subject, &mut context.inet, meta, again)
+    inet::finish(subject, context, meta, again)
 }
 
 /// What can be asked of a socket of any family; its state is left to the family.
@@ -126,13 +127,16 @@ fn common(open: &Open, description: &Description) -> Result<Socket, Failed> {
     let failed = |errno| Failed::system("ask for the name of a socket", errno);
     let local = socket::local_address(open.ours, &mut buffer).map_err(failed)?.to_vec();
     let peer = socket::peer_address(open.ours, &mut buffer).map(<[u8]>::to_vec);
-    let mut options = read_options(open, so::SOL_SOCKET, OPTIONS);
+    let domain = int(open, so::DOMAIN)?;
+    // One that has to grow leaves its old places unused: see `heap`.
+    let mut options = Vec::with_capacity(if domain == af::UNIX { 40 } else { 112 });
+    read_options(open, so::SOL_SOCKET, OPTIONS, &mut options);
     buffers(open, &mut options);
     filter(open, &mut options)?;
     Ok(Socket {
         inode: open.status.ino,
         description: description.id,
-        domain: int(open, so::DOMAIN)?,
+        domain,
         kind: int(open, so::TYPE)?,
         protocol: int(open, so::PROTOCOL)?,
         local,
@@ -148,14 +152,14 @@ fn int(open: &Open, name: i32) -> Result<i32, Failed> {
 }
 
 /// Reads those options of a level that this kernel and kind of socket have.
-fn read_options(open: &Open, level: i32, names: &[i32]) -> Vec<SocketOption> {
+fn read_options(open: &Open, level: i32, names: &[i32], options: &mut Vec<SocketOption>) {
     let mut buffer = [0; 256];
-    let read = |&name| {
-        let len = socket::get_option(open.ours, level, name, &mut buffer).ok()?;
-        let value = buffer.get(..len)?.to_vec();
-        Some(SocketOption { level, name, value })
-    };
-    names.iter().filter_map(read).collect()
+    for &name in names {
+        let Ok(len) = socket::get_option(open.ours, level, name, &mut buffer) else { continue };
+        if let Some(value) = buffer.get(..len) {
+            options.push(SocketOption { level, name, value: value.to_vec() });
+        }
+    }
 }
 
 /// The sizes of buffers that the program has chosen (SO_BUF_LOCK, since Linux 5.15); all others are the
@@ -167,7 +171,7 @@ fn buffers(open: &Open, options: &mut Vec<SocketOption>) {
     };
     for (bit, name) in LOCKED {
         if locked & bit != 0 {
-            options.extend(read_options(open, so::SOL_SOCKET, &[name]));
+            read_options(open, so::SOL_SOCKET, &[name], options);
         }
     }
 }
@@ -189,7 +193,7 @@ fn filter(open: &Open, options: &mut Vec<SocketOption>) -> Result<(), Failed> {
     read.map_err(|errno| Failed::system("read the packet filter of a socket", errno))?;
     options.push(SocketOption { level, name, value });
     // Behind the filter.
-    options.extend(read_options(open, level, &[so::LOCK_FILTER]));
+    read_options(open, level, &[so::LOCK_FILTER], options);
     Ok(())
 }
 

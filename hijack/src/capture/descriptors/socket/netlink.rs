@@ -48,7 +48,7 @@ pub(super) fn save(open: &Open, saved: &mut Socket) -> Result<(), Failed> {
         saved.peer.clear();
     }
     saved.state = if saved.peer.is_empty() { state::UNCONNECTED } else { state::CONNECTED };
-    saved.options.extend(read_options(open, netlink::LEVEL, OPTIONS));
+    read_options(open, netlink::LEVEL, OPTIONS, &mut saved.options);
     let (level, name) = (netlink::LEVEL, netlink::LIST_MEMBERSHIPS);
     // Behind the filter, which counts from the first message on.
     let mut groups = alloc::vec![0; 1024];

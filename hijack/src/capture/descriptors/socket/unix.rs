@@ -41,14 +41,14 @@ impl Known {
 }
 
 /// All unix sockets of this network namespace.
-pub(super) fn list() -> Result<Vec<Known>, Failed> {
+pub(super) fn list(diag: &mut diag::Diag) -> Result<Vec<Known>, Failed> {
     /// UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN
     const SHOW: u32 = 0x1e;
     // struct unix_diag_req: family, protocol, pad, states, inode, show, cookie.
     let words = [1u32, u32::MAX, 0, SHOW, u32::MAX, u32::MAX];
     let request: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let mut all = Vec::new();
-    diag::dump(&request, |answer| {
+    diag.dump(&request, |answer| {
         // struct unix_diag_msg: family, type, state, pad, inode, cookie.
         let Some((head, attributes)) = answer.split_at_checked(16) else { return };
         let mut known =
