@@ -31,6 +31,7 @@ mod owners;
 mod private;
 mod process;
 mod restart;
+mod seals;
 mod threads;
 mod timed;
 mod timers;

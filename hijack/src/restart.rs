@@ -170,6 +170,9 @@ pub(crate) fn before_first_thaw() {
         unsafe { ulpm_sys::munmap(start, len) };
     }
     publish_names();
+    if crate::seals::give_back().is_err() {
+        crate::die("cannot seal a file of memfd_create(2) as it was");
+    }
     for limit in &LIMITS {
         let [resource, current, maximum] = [0, 1, 2].map(|i| limit[i].load(Ordering::Relaxed));
         let limit = ulpm_sys::Limit { current: current as u64, maximum: maximum as u64 };

@@ -360,8 +360,10 @@ fn operations_of(
     list.push(Operation::exactly(table_at, nr::MMAP, table));
 
     list.extend(load(source));
-    for region in meta.regions.iter().filter(|region| region.kind != kind::VDSO) {
-        finish_region(region, &mut list);
+    for (region, backing) in meta.regions.iter().zip(source.backings) {
+        if region.kind != kind::VDSO {
+            finish_region(region, *backing, &mut list);
+        }
     }
 
     if let Some(region) = meta.regions.iter().find(|region| region.kind == kind::VDSO) {
@@ -449,7 +451,9 @@ fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
     let mut protection = region.protection as usize;
     let (fd, offset) = match backing {
         Backing::Vdso | Backing::Segment => return Vec::new(),
-        Backing::Object(fd) => (fd, usize::try_from(region.offset).unwrap_or(0)),
+        Backing::Object(fd) | Backing::Filled(fd) => {
+            (fd, usize::try_from(region.offset).unwrap_or(0))
+        }
         Backing::Anonymous => {
             flags |= map::ANONYMOUS;
             if has(flag::GROWS_DOWN) {
@@ -458,8 +462,7 @@ fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
             (-1, 0)
         }
     };
-    // A shared mapping of a file may be read-only for want of permission, and nothing is loaded there.
-    if loads(region) {
+    if loads(backing) {
         protection |= prot::READ | prot::WRITE;
     }
     let fd = fd as isize as usize;
@@ -473,9 +476,9 @@ fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
     list
 }
 
-fn loads(region: &Region) -> bool {
-    // What is in segments was loaded when they were made.
-    !(region.kind == kind::FILE && region.flags & flag::SHARED != 0 || region.kind == kind::SEGMENT)
+/// Whether the pages of the image are read to a region. Others had their content when they were made.
+fn loads(backing: Backing) -> bool {
+    !matches!(backing, Backing::Filled(_) | Backing::Segment)
 }
 
 /// Reads the pages of the image to their places.
@@ -483,11 +486,11 @@ fn load<'a>(source: &'a Source<'_>) -> impl Iterator<Item = Operation> + 'a {
     let vdso = source.image.meta.regions.iter().find(|region| region.kind == kind::VDSO);
     let is_vdso = move |address| vdso.is_some_and(|vdso| (vdso.start..vdso.end).contains(&address));
     let image_fd = source.image_fd as isize as usize;
-    // Those are filled when they are made.
-    let regions = source.image.meta.regions.iter();
-    let filled: Vec<_> = regions.filter(|region| !loads(region)).collect();
-    let is_filled =
-        move |address| filled.iter().any(|region| (region.start..region.end).contains(&address));
+    let regions = source.image.meta.regions.iter().zip(source.backings);
+    let filled: Vec<_> = regions.filter(|(_, backing)| !loads(**backing)).collect();
+    let is_filled = move |address| {
+        filled.iter().any(|(region, _)| (region.start..region.end).contains(&address))
+    };
     source
         .image
         .extents
@@ -504,12 +507,11 @@ fn load<'a>(source: &'a Source<'_>) -> impl Iterator<Item = Operation> + 'a {
 }
 
 /// Gives a region its protection and what was asked for it.
-fn finish_region(region: &Region, list: &mut Vec<Operation>) {
+fn finish_region(region: &Region, backing: Backing, list: &mut Vec<Operation>) {
     let (start, len) = bounds(region);
     let protection = region.protection as usize;
-    let is_segment = region.kind == kind::SEGMENT;
-    if is_segment
-        || loads(region) && protection & (prot::READ | prot::WRITE) != prot::READ | prot::WRITE
+    if backing == Backing::Segment
+        || loads(backing) && protection & (prot::READ | prot::WRITE) != prot::READ | prot::WRITE
     {
         list.push(Operation::succeed(nr::MPROTECT, [start, len, protection, 0, 0, 0]));
     }

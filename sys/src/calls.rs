@@ -294,10 +294,26 @@ pub fn seek_hole(fd: i32, from: usize) -> Result<usize, Errno> {
     check(unsafe { syscall(nr::LSEEK, [word(fd), from, 4, 0, 0, 0]) })
 }
 
+/// Sets the position in a file.
+///
+/// # Errors
+///
+/// The kernel's, as of lseek(2).
+pub fn seek(fd: i32, to: usize) -> Result<usize, Errno> {
+    // SAFETY: no memory is involved.
+    check(unsafe { syscall(nr::LSEEK, [word(fd), to, 0, 0, 0, 0]) })
+}
+
 /// `F_GETSIG`.
 pub const F_GETSIG: i32 = 11;
 /// `F_SETSIG`.
 pub const F_SETSIG: i32 = 10;
+/// `F_ADD_SEALS` (include/uapi/linux/fcntl.h).
+pub const F_ADD_SEALS: i32 = 1033;
+/// `F_GET_SEALS`.
+pub const F_GET_SEALS: i32 = 1034;
+/// `F_SEAL_FUTURE_WRITE`.
+pub const F_SEAL_FUTURE_WRITE: i32 = 0x10;
 /// `F_SETLEASE`.
 pub const F_SETLEASE: i32 = 1024;
 

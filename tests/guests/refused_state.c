@@ -5,6 +5,7 @@
 #include <mqueue.h>
 #include <sys/inotify.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -53,6 +54,8 @@ int main(int argc, char **argv)
         CHECK_EQ(rename("watched", "moved"), 0);
     } else if (strcmp(what, "userfaultfd") == 0) {
         CHECK(syscall(SYS_userfaultfd, 1 | O_CLOEXEC) >= 0);
+    } else if (strcmp(what, "huge") == 0) {
+        CHECK(memfd_create("huge", MFD_HUGETLB) >= 0);
     } else if (strcmp(what, "process") == 0) {
         CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else {

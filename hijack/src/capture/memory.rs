@@ -19,6 +19,9 @@ const SHARED_MEMORY: u64 = 3;
 const CARRIED_FILE: u64 = 4;
 const FILE_IN_MEMORY: u64 = 31;
 
+/// What memfd_secret(2) has made is called so (mm/secretmem.c).
+const SECRET: &[u8] = b"/secretmem (deleted)";
+
 /// A private mapping of a file beyond this length is not carried in the image.
 const MAX_CARRIED: u64 = 128 << 20;
 /// Nor is a writable one beyond this.
@@ -126,15 +129,12 @@ fn add(
         Some(Content::Present)
     } else if let Some(id) = super::ipc::segment(subject, line)? {
         region.kind = kind::SEGMENT;
-        if !vm.may_write {
-            region.flags |= flag::READ_ONLY;
-        }
         region.inode = id;
         let parts = [line.dev, line.inode, line.offset, (line.end - line.start) as u64];
         let wins = subject.wins(SHARED_MEMORY, &parts)?;
         wins.then_some(Content::All(line.end - line.start))
     } else {
-        file(subject, line, &mut region)?
+        file(subject, meta, line, &mut region)?
     };
     if let Some(content) = content {
         let in_freeze = line.shared || vm.dont_fork || vm.wipe_on_fork;
@@ -156,6 +156,7 @@ fn flags(line: &MapsLine<'_>, vm: VmFlags) -> u32 {
         (vm.dont_dump, flag::DONT_DUMP),
         (vm.mergeable, flag::MERGEABLE),
         (vm.locked, flag::LOCKED),
+        (line.shared && !vm.may_write, flag::READ_ONLY),
     ]
     .into_iter()
     .filter_map(|(set, flag)| set.then_some(flag))
@@ -165,6 +166,7 @@ fn flags(line: &MapsLine<'_>, vm: VmFlags) -> u32 {
 /// A mapping of something with an inode.
 fn file(
     subject: &Subject<'_>,
+    meta: &Meta,
     line: &MapsLine<'_>,
     region: &mut Region,
 ) -> Result<Option<Content>, Failed> {
@@ -179,7 +181,18 @@ fn file(
     let Some(status) = status else {
         // Deleted, or never had a name.
         if line.shared {
+            if line.name == SECRET {
+                return Err(unsupported(format_args!(
+                    "memory that is hidden from the kernel (memfd_secret) cannot be saved"
+                )));
+            }
             region.kind = kind::SHARED_MEMORY;
+            region.path = line.name.to_vec();
+            // What is saved with a descriptor that leads to it is all of it.
+            let key = (line.dev, line.inode);
+            if meta.deleted.iter().any(|file| (file.dev, file.inode) == key) {
+                return Ok(None);
+            }
             let wins = subject.wins(SHARED_MEMORY, &parts)?;
             return Ok(wins.then_some(Content::All(len)));
         }

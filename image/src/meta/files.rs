@@ -16,6 +16,19 @@ DeletedDirectory {
 }
 }
 
+record! {
+/// A file of memfd_create(2), saved with its content: the [`DeletedFile`](crate::meta::DeletedFile) with this `dev`
+/// and `inode`.
+MemoryFile {
+    /// Device.
+    dev: u64,
+    /// Inode.
+    inode: u64,
+    /// F_SEAL_… bits.
+    seals: u32,
+}
+}
+
 /// `Lock::kind`.
 pub mod lock_kind {
     /// flock(2).

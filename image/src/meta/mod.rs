@@ -141,7 +141,7 @@ pub mod region_flag {
     pub const LOCKED: u32 = 1 << 9;
     /// The image holds all pages of the mapped file, not only the changed ones.
     pub const CARRIED: u32 = 1 << 10;
-    /// A System V segment that was attached for reading only.
+    /// Shared, and cannot be made writable: it was mapped, or a System V segment attached, for reading only.
     pub const READ_ONLY: u32 = 1 << 11;
 }
 
@@ -253,6 +253,8 @@ pub struct Meta {
     pub deleted: Vec<DeletedFile>,
     /// Files with a name whose content goes along: those that this process saved.
     pub files: Vec<DeletedFile>,
+    /// Seals of those that memfd_create(2) has made.
+    pub memory_files: Vec<MemoryFile>,
     /// Named pipes that this process saved.
     pub fifos: Vec<Fifo>,
     /// Pseudo-terminals that this process saved.
@@ -374,6 +376,7 @@ sections! {
     31 files,
     40 notifiers,
     41 watches,
+    42 memory_files,
 }
 
 impl Meta {

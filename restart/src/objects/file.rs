@@ -1,5 +1,6 @@
 //! Files, with and without a name, and the standard streams.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -7,11 +8,19 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use ulpm_image::meta::{DeletedFile, Description, description_kind};
+use ulpm_image::meta::{
+    DeletedFile, Description, MemoryFile, description_kind, region_flag, region_kind,
+};
 
-use super::{Builder, NOT_AGAIN, lift, memory_object, original_name};
+use super::{Builder, NOT_AGAIN, lift, memory_object, memory_object_with, original_name};
 use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
+
+/// The name that a file of memfd_create(2) was given, from where the kernel says that it is.
+pub(super) fn memory_name(path: &[u8]) -> Option<CString> {
+    let name = path.strip_prefix(b"/memfd:")?;
+    CString::new(name.strip_suffix(b" (deleted)").unwrap_or(name)).ok()
+}
 
 impl Builder<'_> {
     /// A description of its own of a file without a name.
@@ -22,7 +31,7 @@ impl Builder<'_> {
             let path = Path::new(std::ffi::OsStr::from_bytes(&description.path));
             self.deleted_directory(key, description.mode & 0o7777, path)?
         } else {
-            self.memory(key.0, key.1)?
+            self.memory(key)?
         };
         let mut flags = description.flags.cast_signed() & !NOT_AGAIN;
         if !is_directory {
@@ -66,7 +75,8 @@ impl Builder<'_> {
             other.kind == description_kind::DELETED
                 && (other.dev, other.inode) == (file.dev, file.inode)
         });
-        let made = known.and_then(|description| {
+        let memory = self.memory_file((file.dev, file.inode));
+        let made = known.filter(|_| memory.is_none()).and_then(|description| {
             let path = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&description.path)));
             // Only a file that was made without a name may be given one.
             let made_so = description.flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE;
@@ -75,20 +85,60 @@ impl Builder<'_> {
             options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE | exclusive);
             options.open(path.parent()?).ok()
         });
-        let object = match made {
-            Some(object) => object,
-            None => memory_object(c"ulpm-deleted", 0)?,
+        let object = match (made, memory) {
+            (Some(object), _) => object,
+            (None, None) => memory_object(c"ulpm-deleted", 0)?,
+            (None, Some(_)) => {
+                let name = known.and_then(|description| memory_name(&description.path));
+                let name = name.as_deref().unwrap_or(c"");
+                memory_object_with(name, 0, libc::MFD_ALLOW_SEALING)?
+            }
         };
         let failed = |source| RestartError::System { what: "fill a file without a name", source };
         object.set_len(file.len).map_err(failed)?;
         for part in &file.parts {
             object.write_all_at(&part.content, part.offset).map_err(failed)?;
         }
-        if let Some(description) = known {
-            let mode = Permissions::from_mode(description.mode & 0o7777);
-            object.set_permissions(mode).map_err(failed)?;
-        }
         Ok(object)
+    }
+
+    fn memory_file(&self, key: (u64, u64)) -> Option<&MemoryFile> {
+        let mut files = self.images.iter().flat_map(|image| &image.meta.memory_files);
+        files.find(|file| (file.dev, file.inode) == key)
+    }
+
+    /// Gives files without a name their modes and seals, when they have their content and are open for whatever they
+    /// are open.
+    pub(super) fn finish_memory(&self) -> Result<(), RestartError> {
+        for (key, &object) in &self.memory {
+            let mut descriptions = self.images.iter().flat_map(|image| &image.meta.descriptions);
+            let known = descriptions.find(|other| {
+                other.kind == description_kind::DELETED && (other.dev, other.inode) == *key
+            });
+            if let Some(description) = known
+                // SAFETY: the call takes numbers only.
+                && unsafe { libc::fchmod(object, description.mode & 0o7777) } < 0
+            {
+                return Err(system("set the mode of a file without a name"));
+            }
+            let Some(file) = self.memory_file(*key) else { continue };
+            let mut regions = self.images.iter().flat_map(|image| &image.meta.regions);
+            let is_mapped_for_writing = regions.any(|region| {
+                region.kind == region_kind::SHARED_MEMORY
+                    && (region.dev, region.inode) == *key
+                    && region.flags & region_flag::READ_ONLY == 0
+            });
+            let mut seals = file.seals.cast_signed();
+            if seals & libc::F_SEAL_FUTURE_WRITE != 0 && is_mapped_for_writing {
+                // Each process adds them when all have their mappings.
+                seals &= !(libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL);
+            }
+            // SAFETY: the call takes numbers only.
+            if seals != 0 && unsafe { libc::fcntl(object, libc::F_ADD_SEALS, seals) } < 0 {
+                return Err(system("seal a file of memfd_create(2)"));
+            }
+        }
+        Ok(())
     }
 
     /// A directory that was deleted: made and removed again. It has a name for as long.

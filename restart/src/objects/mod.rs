@@ -45,6 +45,8 @@ pub enum Backing {
     Anonymous,
     /// A file or memory object, at the region's own offset.
     Object(RawFd),
+    /// The same, and its content is there already.
+    Filled(RawFd),
     /// This kernel's vDSO, or a copy of the old one.
     Vdso,
     /// A System V segment, which is attached.
@@ -77,6 +79,10 @@ struct Builder<'a> {
     paths: &'a PathMap,
     /// By device and inode.
     memory: HashMap<(u64, u64), RawFd>,
+    /// Those of them that cannot be filled through their mappings, likewise, and are filled now.
+    filled: HashSet<(u64, u64)>,
+    /// Descriptors of them for reading only, likewise.
+    read_only: HashMap<(u64, u64), RawFd>,
     /// Objects whose own description is one of the job's, likewise.
     given: HashSet<(u64, u64)>,
     /// Directories that were deleted, likewise.
@@ -110,6 +116,8 @@ impl Objects {
             images,
             paths,
             memory: HashMap::new(),
+            filled: HashSet::new(),
+            read_only: HashMap::new(),
             given: HashSet::new(),
             directories: HashMap::new(),
             files: HashMap::new(),
@@ -163,7 +171,7 @@ impl Objects {
             .iter()
             .flatten()
             .filter_map(|backing| match backing {
-                Backing::Object(fd) => Some(*fd),
+                Backing::Object(fd) | Backing::Filled(fd) => Some(*fd),
                 _ => None,
             })
             .collect();
@@ -212,32 +220,66 @@ pub(crate) fn lift(fd: OwnedFd, base: RawFd) -> Result<RawFd, RestartError> {
 impl Builder<'_> {
     fn backing(&mut self, image: &ImageFile, region: &Region) -> Result<Backing, RestartError> {
         Ok(match region.kind {
+            region_kind::FILE if region.flags & region_flag::SHARED != 0 => {
+                Backing::Filled(self.file(image, region)?)
+            }
             region_kind::FILE => Backing::Object(self.file(image, region)?),
-            region_kind::SHARED_MEMORY => Backing::Object(self.memory(region.dev, region.inode)?),
+            region_kind::SHARED_MEMORY => self.shared_memory(region)?,
             region_kind::VDSO => Backing::Vdso,
             region_kind::SEGMENT => Backing::Segment,
             _ => Backing::Anonymous,
         })
     }
 
+    /// What a region of shared memory is mapped from.
+    fn shared_memory(&mut self, region: &Region) -> Result<Backing, RestartError> {
+        let key = (region.dev, region.inode);
+        let fd = self.memory(key)?;
+        let fd = match self.read_only.get(&key) {
+            _ if region.flags & region_flag::READ_ONLY == 0 => fd,
+            Some(&fd) => fd,
+            None => {
+                let file = File::open(format!("/proc/self/fd/{fd}")).map_err(|source| {
+                    RestartError::System { what: "open shared memory for reading", source }
+                })?;
+                let fd = lift(file.into(), self.base)?;
+                self.read_only.insert(key, fd);
+                fd
+            }
+        };
+        Ok(if self.filled.contains(&key) { Backing::Filled(fd) } else { Backing::Object(fd) })
+    }
+
     /// Shared memory or a file without a name: as long as the file was, or the longest region reaches.
-    fn memory(&mut self, dev: u64, inode: u64) -> Result<RawFd, RestartError> {
-        let key = (dev, inode);
+    fn memory(&mut self, key: (u64, u64)) -> Result<RawFd, RestartError> {
         if let Some(&fd) = self.memory.get(&key) {
             return Ok(fd);
         }
-        let regions = self.images.iter().flat_map(|image| &image.meta.regions);
-        let len = regions
-            .filter(|other| {
+        let regions = || {
+            let images = self.images.iter();
+            let all = images.flat_map(|image| image.meta.regions.iter().map(move |r| (image, r)));
+            all.filter(|(_, other)| {
                 other.kind == region_kind::SHARED_MEMORY && (other.dev, other.inode) == key
             })
-            .map(|other| other.offset + (other.end - other.start))
-            .max()
-            .unwrap_or(0);
+        };
         let mut files = self.images.iter().flat_map(|image| &image.meta.deleted);
-        let object = match files.find(|file| (file.dev, file.inode) == key) {
-            Some(file) => self.nameless(file)?,
-            None => memory_object(c"ulpm-shared", len)?,
+        let object = if let Some(file) = files.find(|file| (file.dev, file.inode) == key) {
+            self.filled.insert(key);
+            self.nameless(file)?
+        } else {
+            let len = regions().map(|(_, other)| other.offset + (other.end - other.start)).max();
+            let name = regions().find_map(|(_, other)| file::memory_name(&other.path));
+            let name = name.as_deref().unwrap_or(c"ulpm-shared");
+            let object = memory_object(name, len.unwrap_or(0))?;
+            if regions().any(|(_, other)| other.flags & region_flag::READ_ONLY != 0) {
+                self.filled.insert(key);
+                for (image, region) in regions() {
+                    copy_pages(image, region, &object, false).map_err(|source| {
+                        RestartError::Read { path: image.path.clone(), source }
+                    })?;
+                }
+            }
+            object
         };
         let fd = lift(object.into(), self.base)?;
         self.memory.insert(key, fd);
@@ -247,7 +289,9 @@ impl Builder<'_> {
     fn file(&mut self, image: &ImageFile, region: &Region) -> Result<RawFd, RestartError> {
         let path = self.paths.map(Path::new(std::ffi::OsStr::from_bytes(&region.path)));
         let shared = region.flags & region_flag::SHARED != 0;
-        let write = shared && region.protection & libc::PROT_WRITE.cast_unsigned() != 0;
+        let writes = shared && region.protection & libc::PROT_WRITE.cast_unsigned() != 0;
+        // It may be made writable, if the file may be written to here.
+        let write = writes || shared && region.flags & region_flag::READ_ONLY == 0;
         if !shared && !is_as_it_was(&path, region) {
             return self.carried(image, region, path);
         }
@@ -262,9 +306,16 @@ impl Builder<'_> {
                 source,
             })?;
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(write);
-        let file = file::open_own(&options, &key.0).map_err(|source| RestartError::Open {
+        let open = |write| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(write);
+            file::open_own(&options, &key.0)
+        };
+        let opened = match open(write) {
+            Err(_) if !writes => open(false),
+            opened => opened,
+        };
+        let file = opened.map_err(|source| RestartError::Open {
             pid: image.pid(),
             path: key.0.clone(),
             source,
@@ -355,7 +406,8 @@ impl Builder<'_> {
             return Ok(fd);
         }
         let file = memory_object(c"ulpm-carried", region.file_len)?;
-        let copied = parts.into_iter().try_for_each(|(image, part)| copy_base(image, part, &file));
+        let copied =
+            parts.into_iter().try_for_each(|(image, part)| copy_pages(image, part, &file, true));
         copied.map_err(|source| RestartError::Read { path: image.path.clone(), source })?;
         let fd = lift(file.into(), self.base)?;
         self.carried.insert(key, fd);
@@ -399,6 +451,7 @@ impl Builder<'_> {
             }
         }
         let (names, addresses) = sockets.fill(&found, self.paths)?;
+        self.finish_memory()?;
         // The last of all, so that our own doings are not told.
         inotify::watch_all(self.images, &found, self.paths)?;
         let mut controlling = HashMap::new();
@@ -460,8 +513,25 @@ fn is_mapped(region: &Region) -> bool {
 }
 
 fn memory_object(name: &std::ffi::CStr, len: u64) -> Result<File, RestartError> {
-    // SAFETY: the name is NUL-terminated.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    memory_object_with(name, len, 0)
+}
+
+/// The same with flags of memfd_create(2).
+fn memory_object_with(
+    name: &std::ffi::CStr,
+    len: u64,
+    flags: libc::c_uint,
+) -> Result<File, RestartError> {
+    /// Not known before Linux 6.3, where every such file may be executed. Without it, a host may ask that it may not.
+    const MFD_EXEC: libc::c_uint = 0x10;
+    let make = |flags| {
+        // SAFETY: the name is NUL-terminated.
+        unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) }
+    };
+    let fd = match make(flags | MFD_EXEC) {
+        -1 => make(flags),
+        fd => fd,
+    };
     if fd < 0 {
         return Err(system("make a memory object"));
     }
@@ -472,10 +542,11 @@ fn memory_object(name: &std::ffi::CStr, len: u64) -> Result<File, RestartError> 
     Ok(file)
 }
 
-/// Copies what an image carries of a file to its place in it.
-fn copy_base(image: &ImageFile, part: &Region, file: &File) -> io::Result<()> {
+/// Copies what an image has of a file to its place in it: the unchanged pages that it carries if `base`, else what was
+/// in a mapping.
+fn copy_pages(image: &ImageFile, part: &Region, file: &File, base: bool) -> io::Result<()> {
     let mut data = Vec::new();
-    for (offset, extent) in image.extents.iter().filter(|(_, extent)| extent.base) {
+    for (offset, extent) in image.extents.iter().filter(|(_, extent)| extent.base == base) {
         if (part.start..part.end).contains(&extent.address) {
             data.resize(extent.len(), 0);
             image.file.read_exact_at(&mut data, *offset)?;

@@ -12,6 +12,7 @@ use crate::whole_life;
 whole_life! {
     files => Program::guest("files", 200);
     file_without_a_name => Program::guest("files", 200).arg("nameless");
+    files_of_memfd_create => Program::guest("memfd", 150);
     pipes => Program::guest("pipes", 200);
     packets => Program::guest("packets", 200);
     files_in_odd_states => Program::guest("odd_files", 150);

@@ -264,6 +264,11 @@ fn userfaultfd() -> Result {
 }
 
 #[test]
+fn file_of_huge_pages() -> Result {
+    state_refused("huge", &["huge pages"])
+}
+
+#[test]
 fn process_outside_the_job() -> Result {
     state_refused("process", &["outside the job", "pidfd"])
 }

@@ -3,13 +3,14 @@
 use alloc::vec::Vec;
 
 use ulpm_image::Meta;
-use ulpm_image::meta::{DeletedFile, Description, FilePart, description_kind as kind};
+use ulpm_image::meta::{DeletedFile, Description, FilePart, MemoryFile, description_kind as kind};
 use ulpm_sys::fmt::Text;
 use ulpm_sys::{Errno, mode, oflag};
 
 use super::super::text::Directory;
 use super::{Open, Subject, cannot};
 use crate::freeze::Failed;
+use crate::seals;
 
 /// The election of the process that saves a file's content: several descriptions may lead to it.
 const DELETED: u64 = 5;
@@ -22,10 +23,20 @@ const MAX_DELETED: usize = 256 << 20;
 /// The file system of POSIX message queues (ipc/mqueue.c).
 const MQUEUE_MAGIC: u64 = 0x1980_0202;
 
+/// Huge pages, and memfd_secret(2) (include/uapi/linux/magic.h).
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+const SECRETMEM_MAGIC: u64 = 0x5345_434d;
+
 /// What a file with or without a name is; one that has another name than it was opened by gets that.
 pub(super) fn kind(open: &Open, description: &mut Description) -> Result<u32, Failed> {
-    if ulpm_sys::filesystem(open.ours) == Ok(MQUEUE_MAGIC) {
-        return Err(cannot(open, "is a message queue"));
+    let why = match ulpm_sys::filesystem(open.ours) {
+        Ok(MQUEUE_MAGIC) => "is a message queue",
+        Ok(HUGETLBFS_MAGIC) => "is memory of huge pages (hugetlbfs, MFD_HUGETLB)",
+        Ok(SECRETMEM_MAGIC) => "is memory that is hidden from the kernel (memfd_secret)",
+        _ => "",
+    };
+    if !why.is_empty() {
+        return Err(cannot(open, why));
     }
     let Some(old) = open.path.strip_suffix(b" (deleted)") else { return Ok(kind::FILE) };
     let is_regular = open.status.mode & mode::TYPE == mode::REGULAR;
@@ -70,6 +81,9 @@ pub(super) fn save(subject: &Subject<'_>, open: &Open, meta: &mut Meta) -> Resul
     if !known && subject.wins(DELETED, &id)? {
         let why = "was deleted, and holds more than what is saved of such a file";
         meta.deleted.push(content(open, why)?);
+        if let Some(seals) = seals::of(open.ours, &open.path) {
+            meta.memory_files.push(MemoryFile { dev: id[0], inode: id[1], seals });
+        }
     }
     Ok(())
 }
@@ -108,9 +122,23 @@ fn content(open: &Open, why: &str) -> Result<DeletedFile, Failed> {
     let failed = |errno| Failed::system("read a file that is open", errno);
     // Opened anew, for the descriptor may be for writing only.
     let link = Text::<64>::path(format_args!("/proc/thread-self/fd/{}", open.ours));
-    let from = ulpm_sys::open(link.c_str(), oflag::RDONLY | oflag::CLOEXEC).map_err(failed)?;
-    let parts = parts(from, usize::try_from(open.status.size).unwrap_or(0));
-    ulpm_sys::close(from);
+    let len = usize::try_from(open.status.size).unwrap_or(0);
+    let reads = open.flags & oflag::ACCMODE.cast_unsigned() != oflag::WRONLY.cast_unsigned();
+    let parts = match ulpm_sys::open(link.c_str(), oflag::RDONLY | oflag::CLOEXEC) {
+        Ok(from) => {
+            let parts = parts(from, len);
+            ulpm_sys::close(from);
+            parts
+        }
+        // Its mode does not let even its owner any more. To look for holes moves the position.
+        Err(Errno::ACCES) if reads => {
+            let parts = parts(open.ours, len);
+            ulpm_sys::seek(open.ours, usize::try_from(open.position).unwrap_or(0))
+                .map_err(failed)?;
+            parts
+        }
+        Err(errno) => return Err(failed(errno)),
+    };
     match parts.map_err(failed)? {
         Some(parts) => Ok(DeletedFile {
             dev: open.status.dev,

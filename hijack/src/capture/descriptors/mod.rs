@@ -28,7 +28,7 @@ use self::inotify::Notifying;
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
-use crate::{locks, owners, threads};
+use crate::{locks, owners, seals, threads};
 
 /// The election of the process that saves a description.
 const DESCRIPTION: u64 = 1;
@@ -128,10 +128,12 @@ fn collect_from(
     numbers.sort_unstable();
     locks::forget();
     owners::clear();
+    seals::clear();
     let mut found = Found::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
         owners::note(subject.table, fd, open.ours)?;
+        seals::note(fd, open.ours, &open.path)?;
         let description = describe(subject, task, &open)?;
         meta.descriptors.push(Descriptor {
             fd,
@@ -142,6 +144,9 @@ fn collect_from(
     }
     let manager = ulpm_sys::gettid();
     while let Some((open, description)) = found.sockets.in_flight.pop() {
+        if seals::is_sealed_late(open.ours, &open.path) {
+            return Err(cannot(&open, "has the seal F_SEAL_FUTURE_WRITE"));
+        }
         found.under_way.push((open.fd, description.id));
         take(subject, manager, &open, description, &mut found, meta)?;
     }
