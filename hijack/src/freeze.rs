@@ -42,9 +42,18 @@ impl Failed {
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     tid: i32,
-    /// Number, stack pointer and program counter, if it stood in a system call.
-    call: Option<[usize; 3]>,
+    /// The system call in which it stood.
+    call: Option<Call>,
     at_ns: i64,
+}
+
+/// A system call in which a thread stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Call {
+    number: usize,
+    arguments: [usize; 6],
+    sp: usize,
+    pc: usize,
 }
 
 /// A thread that has not stopped after this long is asked again: it stood in the vDSO, or came to
@@ -138,10 +147,10 @@ impl Borrowed {
     }
 
     /// The signal to stop a thread with.
-    fn for_thread(&self, tid: i32, call: Option<[usize; 3]>) -> i32 {
+    fn for_thread(&self, tid: i32, call: Option<Call>) -> i32 {
         let Some(wanted) = self.signal else { return FREEZE_SIGNAL };
         // A thread in sigwait has the signal unblocked in the kernel, and would be handed it.
-        if call.is_some_and(|[number, ..]| number == nr::RT_SIGTIMEDWAIT) {
+        if call.is_some_and(|call| call.number == nr::RT_SIGTIMEDWAIT) {
             return FREEZE_SIGNAL;
         }
         let mut buffer = [0; 1024];
@@ -241,7 +250,7 @@ pub(crate) fn wait_until_asleep(own: &PerProcess) {
     for stopped in threads::stopped(own) {
         // SAFETY: the record is that of a thread which stands still, or is about to.
         let tid = unsafe { (*stopped).tid };
-        while current_call(tid).is_none_or(|[number, ..]| number != nr::FUTEX) {
+        while current_call(tid).is_none_or(|call| call.number != nr::FUTEX) {
             ulpm_sys::sched_yield();
         }
     }
@@ -259,7 +268,7 @@ fn late(tid: i32) -> Failed {
     let stat = Stat::parse(read_file(path.c_str(), &mut buffer));
     let name = stat.map_or(&b"?"[..], |stat| stat.comm).escape_ascii();
     let state = stat.and_then(|stat| stat.field(3)).unwrap_or(b"?").escape_ascii();
-    let call = current_call(tid).map_or("none", |[number, ..]| nr::name(number));
+    let call = current_call(tid).map_or("none", |call| nr::name(call.number));
     let why = format_args!(
         "thread {tid} ({name}) did not stop in time: state {state}, system call {call}; \
          try again when that call has returned"
@@ -274,38 +283,44 @@ fn has_ended(tid: i32) -> bool {
     Stat::parse(read_file(path.c_str(), &mut buffer)).and_then(|stat| stat.field(3)) == Some(b"Z")
 }
 
-/// Number, stack pointer and program counter of a thread that stands in a system call.
-fn current_call(tid: i32) -> Option<[usize; 3]> {
+/// The system call in which a thread stands, if it waits there.
+fn current_call(tid: i32) -> Option<Call> {
     let mut buffer = [0; 256];
     let path = Text::<64>::path(format_args!("/proc/self/task/{tid}/syscall"));
     let line = read_file(path.c_str(), &mut buffer).trim_ascii_end();
     // "nr arg0 … arg5 sp pc"; "running", or "-1 sp pc" when it stands elsewhere in the kernel.
     let mut fields = line.split(|&byte| byte == b' ');
-    let number = decimal(fields.next()?)?;
-    let mut rest =
-        fields.skip(6).map(|field| hex(field).and_then(|value| usize::try_from(value).ok()));
-    Some([usize::try_from(number).ok()?, rest.next()??, rest.next()??])
+    let number = usize::try_from(decimal(fields.next()?)?).ok()?;
+    let mut words = [0; 8];
+    for word in &mut words {
+        *word = usize::try_from(hex(fields.next()?)?).ok()?;
+    }
+    let [arguments @ .., sp, pc] = words;
+    Some(Call { number, arguments, sp, pc })
 }
 
 /// Notes for each thread which system call has to be made again: one that ended with EINTR because of
-/// us, or one that the kernel restarts and that names a process.
+/// us, or one that the kernel restarts and that names a process; and which one we may have cut short.
 fn note_interrupted_calls(own: &PerProcess, asked: &[Asked]) {
     for stopped in threads::stopped(own) {
         // SAFETY: the thread stands still, and waits for us.
         let (stopped, context): (&mut Stopped, _) =
             unsafe { (&mut *stopped, &*(*stopped).context) };
         threads::note_awaited(stopped);
+        let machine = &context.machine;
+        let asked = asked.iter().find(|asked| asked.tid == stopped.tid);
+        let arguments =
+            [machine.rdi, machine.rsi, machine.rdx, machine.r10, machine.r8, machine.r9];
+        stopped.seen = asked
+            .and_then(|asked| asked.call)
+            .filter(|call| [call.sp, call.pc] == [machine.rsp, machine.rip])
+            .filter(|call| call.arguments == arguments)
+            .map(|call| call.number);
         // SAFETY: the context is that of a thread in its handler.
-        if !unsafe { context.returned(Errno::INTR) } {
-            continue;
+        if unsafe { context.returned(Errno::INTR) } {
+            // Else it entered the call after we looked.
+            let number = stopped.seen.or_else(|| timed::number_before(machine.rip));
+            stopped.again = number.filter(|&number| timed::can_be_made_again(number));
         }
-        let here = [context.machine.rsp, context.machine.rip];
-        let seen = asked.iter().find(|asked| asked.tid == stopped.tid).and_then(|asked| asked.call);
-        let number = match seen {
-            Some([number, sp, pc]) if [sp, pc] == here => Some(number),
-            // It entered the call after we looked.
-            _ => timed::number_before(context.machine.rip),
-        };
-        stopped.again = number.filter(|&number| timed::can_be_made_again(number));
     }
 }

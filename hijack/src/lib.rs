@@ -22,6 +22,7 @@ extern crate alloc;
 mod arch;
 mod capture;
 mod critical;
+mod cut;
 mod freeze;
 mod heap;
 mod locks;

@@ -20,7 +20,7 @@ use ulpm_sys::{Errno, Processors, Timespec, pr};
 
 use crate::process::{self, PerProcess};
 use crate::wrap::fork::freeze_signals;
-use crate::{arch, critical, manager, timed};
+use crate::{arch, critical, cut, manager, timed};
 
 /// Threads that a process can have to be saved.
 pub(crate) const MAX_THREADS: usize = 16384;
@@ -58,6 +58,8 @@ pub(crate) struct Stopped {
     io_priority: usize,
     /// System call to be made again, because only our signal interrupted it.
     pub(crate) again: Option<usize>,
+    /// System call behind which it stands, if it was seen in it: maybe our signal has cut it short.
+    pub(crate) seen: Option<usize>,
     /// The process or group for which the thread waits, as the program knows it; 0 for none.
     pub(crate) waits_for: i32,
     /// Kind and id, as the program knows it, of the System V object for which the thread waits.
@@ -159,6 +161,7 @@ extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserCont
     // Read before the epoch is looked at: a thaw that comes in between is not missed.
     let thaw = own.thaw.load(Ordering::Acquire);
     process::virtual_pid(own);
+    cut::forget_interruption(context);
     manager::start(own);
     // A thread in the vDSO has to leave it first: its code will not be there after a restart under
     // another kernel, and it takes nanoseconds. The manager asks again.
@@ -178,6 +181,8 @@ extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserCont
         if unsafe { context.returned(Errno::INTR) } {
             let number = timed::number_before(context.machine.rip);
             make_again(context, number.filter(|&number| timed::can_be_made_again(number)));
+        } else {
+            cut::go_on(context, None);
         }
         return;
     }
@@ -226,6 +231,7 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         affinity: 0,
         io_priority: 0,
         again: None,
+        seen: None,
         waits_for: 0,
         object: critical::awaited_object(context),
         at_ns: ulpm_sys::monotonic_ns(),
@@ -458,22 +464,31 @@ unsafe fn register_rseq(area: usize, len: usize) {
 fn go_on(stopped: &mut Stopped) {
     give_back_pending(stopped);
     // SAFETY: the context is in this thread's signal frame, which lies above on its stack.
-    make_again(unsafe { &mut *stopped.context }, stopped.again);
+    let context = unsafe { &mut *stopped.context };
+    // SAFETY: as above.
+    if unsafe { context.returned(Errno::INTR) } {
+        make_again(context, stopped.again);
+    } else {
+        cut::go_on(context, stopped.seen);
+    }
 }
 
 /// Makes the program's call again that only we have interrupted.
 fn make_again(context: &mut UserContext, number: Option<usize>) {
-    if let Some(number) = number
-        && !a_handler_waits(context.mask)
-    {
+    if a_handler_waits(context.mask) || cut::resume(context) {
+        return;
+    }
+    if let Some(number) = number {
         timed::continue_call(context, number);
-        context.rewind(number);
+        if !cut::wait_with_timeout(context, number) {
+            context.rewind(number);
+        }
     }
 }
 
 /// Whether a signal that has a handler will be delivered when the mask becomes `mask`: then the call
 /// ends with EINTR, as it would have without us.
-fn a_handler_waits(mask: u64) -> bool {
+pub(crate) fn a_handler_waits(mask: u64) -> bool {
     let ours = process::table().map_or(0, freeze_signals);
     let waiting = signal::pending() & !mask & !ours;
     (1..=signal::LAST).filter(|&signo| waiting & bit(signo) != 0).any(|signo| {

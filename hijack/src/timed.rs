@@ -12,7 +12,7 @@
 
 use core::ffi::{c_int, c_uint, c_void};
 
-use ulpm_sys::arch::{UserContext, nr};
+use ulpm_sys::arch::{UserContext, nr, number_of_call};
 use ulpm_sys::{Timespec, monotonic_ns};
 
 use crate::arch::thread_slot;
@@ -78,7 +78,7 @@ pub(crate) fn continue_call(context: &mut UserContext, number: usize) {
                 nr::NANOSLEEP => machine.rdi = address,
                 nr::CLOCK_NANOSLEEP if machine.rsi == 0 => machine.rdx = address,
                 nr::RT_SIGTIMEDWAIT => machine.rdx = address,
-                nr::SEMTIMEDOP => machine.r10 = address,
+                nr::SEMTIMEDOP | nr::EPOLL_PWAIT2 => machine.r10 = address,
                 _ => {}
             }
         }
@@ -91,19 +91,31 @@ pub(crate) fn continue_call(context: &mut UserContext, number: usize) {
 /// `syscall(2)` there is no telling; the kernel says it for a thread that is looked at before it is
 /// interrupted, so this is for those that could not be.
 pub(crate) fn number_before(rip: usize) -> Option<usize> {
+    let code = code_before(rip)?;
+    number_of_call(code).or_else(|| {
+        // The nearest one counts. 0x41 in front would make it a move to r8d.
+        (1..code.len().saturating_sub(4)).rev().find_map(|at| {
+            let [before, 0xb8, low, high, 0, 0] = code[at - 1..].first_chunk::<6>()? else {
+                return None;
+            };
+            (*before != 0x41 && *high < 2).then_some(usize::from(*high) << 8 | usize::from(*low))
+        })
+    })
+}
+
+/// The same, if there can be no doubt of it.
+pub(crate) fn certain_number_before(rip: usize) -> Option<usize> {
+    number_of_call(code_before(rip)?)
+}
+
+/// Some of the code in front of the system call whose instruction ends at `rip`.
+fn code_before(rip: usize) -> Option<&'static [u8]> {
     const REACH: usize = 40;
     let end = rip.checked_sub(2)?;
     let len = REACH.min(end & (ulpm_sys::PAGE - 1));
     // SAFETY: the instruction that ends at `rip` is mapped, and these bytes lie in its page.
-    let code = unsafe {
+    Some(unsafe {
         core::slice::from_raw_parts(core::ptr::with_exposed_provenance::<u8>(end - len), len)
-    };
-    // The nearest one counts. 0x41 in front would make it a move to r8d.
-    (1..len.saturating_sub(4)).rev().find_map(|at| {
-        let [before, 0xb8, low, high, 0, 0] = code[at - 1..].first_chunk::<6>()? else {
-            return None;
-        };
-        (*before != 0x41 && *high < 2).then_some(usize::from(*high) << 8 | usize::from(*low))
     })
 }
 
@@ -124,7 +136,12 @@ pub(crate) fn can_be_made_again(number: usize) -> bool {
             | nr::RECVMSG
             | nr::RECVMMSG
             | nr::READ
+            | nr::READV
             | nr::WRITE
+            | nr::WRITEV
+            | nr::SENDMMSG
+            | nr::CONNECT
+            | nr::FALLOCATE
             | nr::SEMOP
             | nr::SEMTIMEDOP
             | nr::MSGSND
@@ -147,6 +164,11 @@ next! {
     EPOLL_WAIT = c"epoll_wait": unsafe extern "C" fn(c_int, *mut c_void, c_int, c_int) -> c_int;
     EPOLL_PWAIT = c"epoll_pwait":
         unsafe extern "C" fn(c_int, *mut c_void, c_int, c_int, *const c_void) -> c_int;
+    EPOLL_PWAIT2 = c"epoll_pwait2":
+        unsafe extern "C" fn(c_int, *mut c_void, c_int, *const Timespec, *const c_void) -> c_int;
+    POLL_CHK = c"__poll_chk": unsafe extern "C" fn(*mut c_void, usize, c_int, usize) -> c_int;
+    THRD_SLEEP = c"thrd_sleep":
+        unsafe extern "C" fn(*const Timespec, *mut Timespec) -> c_int;
     NANOSLEEP = c"nanosleep": unsafe extern "C" fn(*const Timespec, *mut Timespec) -> c_int;
     CLOCK_NANOSLEEP = c"clock_nanosleep":
         unsafe extern "C" fn(c_int, c_int, *const Timespec, *mut Timespec) -> c_int;
@@ -202,6 +224,42 @@ unsafe extern "C" fn epoll_pwait(
     // SAFETY: see above.
     let call = || unsafe { EPOLL_PWAIT.get()(fd, events, count, timeout, mask) };
     if timeout <= 0 { call() } else { until(i64::from(timeout) * NS_PER_MS, call) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait2(
+    fd: c_int,
+    events: *mut c_void,
+    count: c_int,
+    timeout: *const Timespec,
+    mask: *const c_void,
+) -> c_int {
+    // SAFETY: see above.
+    let call = || unsafe { EPOLL_PWAIT2.get()(fd, events, count, timeout, mask) };
+    // SAFETY: see above.
+    match unsafe { duration(timeout) } {
+        0 => call(),
+        ns => until(ns, call),
+    }
+}
+
+/// `poll()` of a program that was built with `_FORTIFY_SOURCE`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __poll_chk(
+    fds: *mut c_void,
+    count: usize,
+    timeout: c_int,
+    len: usize,
+) -> c_int {
+    // SAFETY: see above.
+    let call = || unsafe { POLL_CHK.get()(fds, count, timeout, len) };
+    if timeout <= 0 { call() } else { until(i64::from(timeout) * NS_PER_MS, call) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn thrd_sleep(request: *const Timespec, remaining: *mut Timespec) -> c_int {
+    // SAFETY: see above.
+    unsafe { until(duration(request), || THRD_SLEEP.get()(request, remaining)) }
 }
 
 #[unsafe(no_mangle)]

@@ -62,6 +62,7 @@ errnos! {
     CONNRESET = 104, "connection reset by peer";
     NOTCONN = 107, "not connected";
     TIMEDOUT = 110, "timed out";
+    INPROGRESS = 115, "in progress";
     CONNREFUSED = 111, "connection refused";
     DQUOT = 122, "disk quota exceeded";
 }

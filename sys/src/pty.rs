@@ -453,7 +453,9 @@ impl Pty {
             // No character means anything.
             set_modes(self.master, &self.modes.quiet([0; 4]))?;
             self.feed(rest)?;
-            return wait_until(|| crate::bytes_to_read(self.slave) == Ok(rest.len()));
+            // What does not fit into the queue waits behind it.
+            let arrived = rest.len().min(QUEUE - 1);
+            return wait_until(|| crate::bytes_to_read(self.slave) == Ok(arrived));
         }
         let special = self.modes.special();
         let [eof, next, start, stop] = special;

@@ -50,7 +50,10 @@ pub use other_kernel::Booted;
 pub use process::{Process, is_alive, processes};
 pub use program::{Compare, Feed, Pace, Program};
 pub use random::Random;
-pub use undisturbed::{checkpointed_equals_native, migrated_equals_native, there_and_back};
+pub use undisturbed::{
+    all_the_time, checkpointed_equals_native, migrated_equals_native, there_and_back,
+    under_continuous_checkpoints,
+};
 pub use wait::{DEADLINE, until};
 
 /// What a test returns.

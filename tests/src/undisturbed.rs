@@ -1,6 +1,6 @@
 //! The procedure that most tests are: whatever is done to a program, its result is that of an undisturbed run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::capture::join;
 use crate::{DEADLINE, Finished, Guest, Lab, Pace, Program, Random, Result, ensure, until};
@@ -194,4 +194,59 @@ pub fn there_and_back(lab: &Lab, program: &Program, moves: u64) -> Result {
         output += &shown.stdout;
     }
     compare(program, &native, &output, finished.code, &launched)
+}
+
+/// How long a program is to be checkpointed all the time: ten seconds, or what `ULPM_TEST_SECONDS` says.
+///
+/// # Errors
+///
+/// When that is no number.
+pub fn all_the_time() -> Result<Duration> {
+    let seconds = std::env::var("ULPM_TEST_SECONDS").unwrap_or_else(|_| "10".into());
+    Ok(Duration::from_secs(seconds.parse()?))
+}
+
+/// A checkpoint every 50 ms, for [`all_the_time`]; the program is run as often as it takes, and each of its results
+/// is that of an undisturbed run.
+///
+/// # Errors
+///
+/// When a checkpoint fails, or a result is another one.
+pub fn under_continuous_checkpoints(lab: &Lab, program: &Program) -> Result {
+    const INTERVAL: Duration = Duration::from_millis(50);
+    let native = run_natively(lab, program)?;
+    let program = program.clone().option("--keep").option("2");
+    let end = Instant::now() + all_the_time()?;
+    let (mut checkpoints, mut longest_ms, mut runs) = (0, 0.0_f64, 0);
+    while Instant::now() < end {
+        let guest = lab.launch(&program)?;
+        guest.set_free()?;
+        until("the job to have begun", DEADLINE, || {
+            let job = lab.job(0, &guest.name)?;
+            let has_begun = job
+                .is_some_and(|job| job["processes"].as_array().is_some_and(|all| !all.is_empty()));
+            Ok((guest.has_ended()? || has_begun).then_some(()))
+        })?;
+        while !guest.has_ended()? && Instant::now() < end {
+            let next = Instant::now() + INTERVAL;
+            match lab.checkpoint(&guest) {
+                Ok(checkpoint) => {
+                    checkpoints += 1;
+                    longest_ms = longest_ms.max(checkpoint.freeze_ms);
+                }
+                // It may end under the checkpoint.
+                Err(error) => until("it to end", Duration::from_millis(500), || {
+                    Ok(guest.has_ended()?.then_some(()))
+                })
+                .map_err(|_| format!("checkpoint {}: {error}", checkpoints + 1))?,
+            }
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+        let Finished { code, stdout, .. } = guest.finish()?;
+        compare(&program, &native, &stdout, code, &guest)?;
+        runs += 1;
+    }
+    println!("{checkpoints} checkpoints of {runs} runs, the longest freeze {longest_ms} ms");
+    ensure!(checkpoints > 0, "no checkpoint was made");
+    Ok(())
 }

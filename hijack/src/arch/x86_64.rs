@@ -7,6 +7,7 @@ use core::mem::offset_of;
 use ulpm_sys::arch::nr;
 use ulpm_sys::arch::xsave::{self, Layout, Unfit};
 
+use crate::cut;
 use crate::threads::{self, Stopped};
 
 /// Where the kernel goes when a handler of ours returns (SA_RESTORER).
@@ -217,6 +218,143 @@ unsafe extern "C" fn vfork() -> i32 {
         vforking = sym crate::wrap::fork::VFORKING,
         parent = sym crate::wrap::fork::vfork_parent,
     )
+}
+
+// Makes the rest of a call that was cut short: see `cut`. The stack pointer is that of a `cut::Rest` throughout. Nobody
+// calls this: a thread gets here from a signal handler, and goes on behind the program's call as if that had just
+// returned. A cancellation may unwind it, as it does the program's own call, so the unwinder is told where that was:
+// the frame's address is the stack pointer that the program had, which like the return address lies in the `Rest`.
+core::arch::global_asm!(
+    ".section .text.ulpm_rest,\"ax\",@progbits",
+    ".p2align 4",
+    ".globl ulpm_rest",
+    ".hidden ulpm_rest",
+    ".globl ulpm_rest_returned",
+    ".hidden ulpm_rest_returned",
+    ".type ulpm_rest,@function",
+    ".cfi_startproc",
+    ".cfi_signal_frame",
+    ".cfi_escape 0x0f, 3, 0x77, {rsp}, 0x06", // DW_CFA_def_cfa_expression: *(rsp + {rsp})
+    ".cfi_escape 0x10, 16, 2, 0x77, {rip}",   // DW_CFA_expression: rip is saved at rsp + {rip}
+    "nop", // Unwinders look up what is before a return address.
+    "ulpm_rest:",
+    "cmp qword ptr [rsp + {mode}], 0",
+    "je 3f",
+    "2: lea rdi, [rsp + {poll}]",
+    "mov esi, 1",
+    "mov rdx, [rsp + {timeout}]", // The kernel leaves there what is left of it.
+    "xor r10d, r10d",             // No mask.
+    "mov r8d, 8",
+    "mov eax, {ppoll}",
+    "syscall",
+    "cmp rax, 1",
+    "je 4f",
+    "cmp qword ptr [rsp + {total}], 0",
+    "jne 7f",
+    "test rax, rax",
+    "jnz 5f",
+    "mov rax, [rsp + {late}]",
+    "5: mov [rsp + {total}], rax", // Nothing was done: the time is over, or a handler of the program's has run.
+    "jmp 7f",
+    "4: cmp qword ptr [rsp + {mode}], 2",
+    "je 8f",
+    "movzx eax, word ptr [rsp + {found}]",
+    "test [rsp + {stop_at}], eax",
+    "jnz 7f",
+    "3: mov rdi, [rsp + {now}]",
+    "mov rsi, [rsp + {now} + 8]",
+    "mov rdx, [rsp + {now} + 16]",
+    "cmp rdx, [rsp + {step}]",
+    "cmova rdx, [rsp + {step}]",
+    "mov r10, [rsp + {now} + 24]",
+    "mov r8, [rsp + {now} + 32]",
+    "mov r9, [rsp + {now} + 40]",
+    "mov rax, [rsp + {number}]",
+    "syscall",
+    "ulpm_rest_returned:",
+    "cmp rax, -4095",
+    "jae 6f",
+    "add [rsp + {total}], rax",
+    "add [rsp + {now} + 8], rax", // This matters to calls on memory only: all that poll, or have parts.
+    "sub [rsp + {now} + 16], rax",
+    "sub [rsp + {left}], rax",
+    "jz 9f",
+    "test rax, rax", // The end of a stream.
+    "jz 7f",
+    "cmp rax, [rsp + {enough}]", // Less, if the call waits: a handler of the program's has run.
+    "jae 2b",
+    "jmp 7f",
+    "6: cmp rax, -11", // EAGAIN: somebody else was quicker.
+    "jne 7f",
+    "cmp qword ptr [rsp + {enough}], 1",
+    "je 2b",
+    "jmp 7f",
+    "9: cmp qword ptr [rsp + {part_count}], 0", // The next part.
+    "je 7f",
+    "dec qword ptr [rsp + {part_count}]",
+    "mov rcx, [rsp + {parts}]",
+    "add qword ptr [rsp + {parts}], 16",
+    "mov rax, [rcx]",
+    "mov [rsp + {now} + 8], rax",
+    "mov rax, [rcx + 8]",
+    "mov [rsp + {now} + 16], rax",
+    "mov [rsp + {left}], rax",
+    "test rax, rax",
+    "jz 9b",
+    "jmp ulpm_rest",
+    "7: mov rax, [rsp + {total}]", // Done: a system call changes rax, rcx and r11 only.
+    "mov rcx, [rsp + {rip}]",
+    "jmp 10f",
+    "8: mov rax, [rsp + {again}]", // The program's own call, again.
+    "mov rcx, [rsp + {rip}]",
+    "lea rcx, [rcx - 2]",
+    "10: mov rdi, [rsp + {arguments}]",
+    "mov rsi, [rsp + {arguments} + 8]",
+    "mov rdx, [rsp + {arguments} + 16]",
+    "mov r10, [rsp + {arguments} + 24]",
+    "mov r8, [rsp + {arguments} + 32]",
+    "mov r9, [rsp + {arguments} + 40]",
+    "mov rsp, [rsp + {rsp}]",
+    ".cfi_def_cfa rsp, 0",
+    ".cfi_register rip, rcx",
+    "jmp rcx",
+    ".cfi_endproc",
+    ".size ulpm_rest, . - ulpm_rest",
+    ".previous",
+    rip = const cut::at::RIP,
+    rsp = const cut::at::RSP,
+    arguments = const cut::at::ARGUMENTS,
+    total = const cut::at::TOTAL,
+    number = const cut::at::NUMBER,
+    now = const cut::at::NOW,
+    left = const cut::at::LEFT,
+    parts = const cut::at::PARTS,
+    part_count = const cut::at::PART_COUNT,
+    poll = const cut::at::POLL,
+    found = const cut::at::FOUND,
+    timeout = const cut::at::TIMEOUT,
+    mode = const cut::at::MODE,
+    step = const cut::at::STEP,
+    enough = const cut::at::ENOUGH,
+    stop_at = const cut::at::STOP_AT,
+    again = const cut::at::AGAIN,
+    late = const cut::at::LATE,
+    ppoll = const nr::PPOLL,
+);
+
+unsafe extern "C" {
+    fn ulpm_rest();
+    fn ulpm_rest_returned();
+}
+
+/// Where the instructions begin that make the rest of a call.
+pub(crate) fn rest_start() -> usize {
+    (ulpm_rest as *const ()).addr()
+}
+
+/// Where a call returns to that makes a part of the rest.
+pub(crate) fn rest_returned() -> usize {
+    (ulpm_rest_returned as *const ()).addr()
 }
 
 // The slot of `thread_slot`.

@@ -29,9 +29,9 @@ pub mod nr {
     numbers! {
         READ = 0; WRITE = 1; CLOSE = 3; FSTAT = 5; POLL = 7; LSEEK = 8; MMAP = 9; MPROTECT = 10;
         MUNMAP = 11; BRK = 12; RT_SIGACTION = 13; RT_SIGPROCMASK = 14; RT_SIGRETURN = 15; IOCTL = 16;
-        PREAD64 = 17; SCHED_YIELD = 24; MREMAP = 25; MADVISE = 28; PAUSE = 34; NANOSLEEP = 35;
+        PREAD64 = 17; READV = 19; WRITEV = 20; SCHED_YIELD = 24; MREMAP = 25; MADVISE = 28; PAUSE = 34; NANOSLEEP = 35;
         SHMGET = 29; SHMAT = 30; SHMCTL = 31;
-        GETITIMER = 36; SETITIMER = 38; GETPID = 39; CONNECT = 42; ACCEPT = 43; SENDTO = 44;
+        GETITIMER = 36; SETITIMER = 38; SENDFILE = 40; GETPID = 39; CONNECT = 42; ACCEPT = 43; SENDTO = 44;
         RECVFROM = 45; SENDMSG = 46; RECVMSG = 47; SOCKET = 41; GETSOCKNAME = 51; GETPEERNAME = 52;
         SETSOCKOPT = 54; GETSOCKOPT = 55; CLONE = 56; FORK = 57; VFORK = 58;
         EXECVE = 59; EXIT = 60; WAIT4 = 61; KILL = 62; SEMGET = 64; SEMOP = 65; SEMCTL = 66;
@@ -52,10 +52,70 @@ pub mod nr {
         WAITID = 247; OPENAT = 257; NEWFSTATAT = 262; UNLINKAT = 263; RENAMEAT = 264; READLINKAT = 267;
         SELECT = 23; PSELECT6 = 270; PPOLL = 271; SET_ROBUST_LIST = 273; GET_ROBUST_LIST = 274;
         SPLICE = 275; TEE = 276; EPOLL_PWAIT = 281;
-        ACCEPT4 = 288; PIPE2 = 293; RT_TGSIGQUEUEINFO = 297; RECVMMSG = 299; PRLIMIT64 = 302; KCMP = 312;
+        ACCEPT4 = 288; PIPE2 = 293; RT_TGSIGQUEUEINFO = 297; RECVMMSG = 299; FALLOCATE = 285; SENDMMSG = 307; GETRANDOM = 318; PRLIMIT64 = 302; KCMP = 312;
         SCHED_SETATTR = 314; SCHED_GETATTR = 315; EXECVEAT = 322; RSEQ = 334; PIDFD_OPEN = 434;
         CLONE3 = 435; CLOSE_RANGE = 436; PIDFD_GETFD = 438; EPOLL_PWAIT2 = 441;
     }
+}
+
+/// The number of a system call whose instruction follows `code`: only if the code puts it there in plain sight, and
+/// what comes between does nothing but fill other registers.
+#[must_use]
+pub fn number_of_call(code: &[u8]) -> Option<usize> {
+    (0..code.len()).rev().find_map(|at| {
+        let (number, rest) = match &code[at..] {
+            [0xb8, low, high @ (0 | 1), 0, 0, rest @ ..] => {
+                (usize::from(*high) << 8 | usize::from(*low), rest)
+            }
+            [0x31 | 0x33, 0xc0, rest @ ..] => (0, rest),
+            _ => return None,
+        };
+        // With a prefix it is another register, or longer.
+        let prefixed = at > 0 && matches!(code[at - 1], 0x40..=0x4f | 0x66);
+        (!prefixed && fills_other_registers(rest)).then_some(number)
+    })
+}
+
+/// Whether `code` is whole instructions that leave rax alone.
+fn fills_other_registers(mut code: &[u8]) -> bool {
+    while !code.is_empty() {
+        let (prefix, rest) = match code {
+            [prefix @ 0x40..=0x4f, rest @ ..] => (*prefix, rest),
+            _ => (0, code),
+        };
+        let len = match rest {
+            // xor and mov from one register to another: the target is the lower one, or the one in the middle.
+            [0x31 | 0x89, modrm @ 0xc0..=0xff, ..] if modrm & 7 != 0 || prefix & 1 != 0 => 2,
+            [0x33 | 0x8b | 0x63, modrm @ 0xc0..=0xff, ..]
+                if modrm & 0x38 != 0 || prefix & 4 != 0 =>
+            {
+                2
+            }
+            // mov and lea from memory.
+            [0x8b | 0x8d | 0x63, modrm @ ..0xc0, ..] if modrm & 0x38 != 0 || prefix & 4 != 0 => {
+                let index = usize::from(modrm & 7 == 4);
+                let offset = match modrm >> 6 {
+                    0 if modrm & 7 == 5 => 4,
+                    0 if index == 1 && rest.get(2).is_some_and(|sib| sib & 7 == 5) => 4,
+                    0 => 0,
+                    1 => 1,
+                    _ => 4,
+                };
+                2 + index + offset
+            }
+            // mov of a number.
+            [0xc7, modrm @ 0xc0..=0xc7, ..] if *modrm != 0xc0 || prefix & 1 != 0 => 6,
+            [register @ 0xb8..=0xbf, ..]
+                if (*register != 0xb8 || prefix & 1 != 0) && prefix & 8 == 0 =>
+            {
+                5
+            }
+            _ => return false,
+        };
+        let Some(behind) = rest.get(len..) else { return false };
+        code = behind;
+    }
+    true
 }
 
 /// Makes a system call.
@@ -199,5 +259,30 @@ impl UserContext {
     pub fn rewind(&mut self, nr: usize) {
         self.machine.rip -= SYSCALL_INSTRUCTION.len();
         self.machine.rax = nr;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number_of_call;
+
+    #[test]
+    fn numbers_of_calls_are_read_where_they_are_plain() {
+        // write of glibc 2.36: mov eax, 1
+        assert_eq!(number_of_call(&[0x74, 0x15, 0xb8, 1, 0, 0, 0]), Some(1));
+        // read: xor eax, eax
+        assert_eq!(number_of_call(&[0x74, 0x15, 0x31, 0xc0]), Some(0));
+        // sendto with threads: mov eax, 44; mov rsi, [rsp+16]; mov edi, [rsp+8]
+        let code = [0xb8, 0x2c, 0, 0, 0, 0x48, 0x8b, 0x74, 0x24, 0x10, 0x8b, 0x7c, 0x24, 0x08];
+        assert_eq!(number_of_call(&code), Some(44));
+        // recvfrom: … mov edi, [rsp]
+        assert_eq!(number_of_call(&[0xb8, 0x2d, 0, 0, 0, 0x8b, 0x3c, 0x24]), Some(45));
+        // __syscall_cancel_arch: mov rax, rsi; …
+        assert_eq!(number_of_call(&[0x48, 0x89, 0xf0, 0x48, 0x89, 0xd7]), None);
+        // mov eax, 1; call …; mov r8d, 1
+        assert_eq!(number_of_call(&[0xb8, 1, 0, 0, 0, 0xe8, 1, 2, 3, 4]), None);
+        assert_eq!(number_of_call(&[0x41, 0xb8, 1, 0, 0, 0]), None);
+        // mov eax, 1; mov eax, [rsp+8]
+        assert_eq!(number_of_call(&[0xb8, 1, 0, 0, 0, 0x8b, 0x44, 0x24, 0x08]), None);
     }
 }

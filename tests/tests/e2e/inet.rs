@@ -3,11 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ulpm_tests::{
-    Lab, Program, Result, checkpointed_equals_native, ensure, is_root, migrated_equals_native,
-    there_and_back,
+    Lab, Program, Result, all_the_time, checkpointed_equals_native, ensure, is_root,
+    migrated_equals_native, there_and_back,
 };
 
 use crate::whole_life;
@@ -171,7 +171,7 @@ fn checkpoints_all_the_time() -> Result {
         guest.wait_step(1)?;
         let begin = Instant::now();
         let mut count = 0;
-        while begin.elapsed() < Duration::from_secs(10) {
+        while begin.elapsed() < all_the_time()? {
             lab.checkpoint(&guest)?;
             count += 1;
         }

@@ -25,7 +25,8 @@ mod threads;
 mod tools;
 mod unix_sockets;
 
-/// Two tests of one program: five generations of checkpoint, `kill -9` and restart, and A → B → A → B.
+/// Three tests of one program: five generations of checkpoint, `kill -9` and restart; A → B → A → B; and a checkpoint
+/// every 50 ms.
 macro_rules! whole_life {
     ($($(#[$attribute:meta])* $name:ident => $program:expr;)+) => {
         $(
@@ -45,6 +46,14 @@ macro_rules! whole_life {
                 fn moves_there_and_back_and_there() -> ulpm_tests::Result {
                     ulpm_tests::Lab::two_hosts(|lab| {
                         ulpm_tests::migrated_equals_native(lab, &$program)
+                    })
+                }
+
+                #[test]
+                $(#[$attribute])*
+                fn does_not_notice_checkpoints_all_the_time() -> ulpm_tests::Result {
+                    ulpm_tests::Lab::one_host(|lab| {
+                        ulpm_tests::under_continuous_checkpoints(lab, &$program)
                     })
                 }
             }

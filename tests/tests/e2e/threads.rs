@@ -1,6 +1,6 @@
 //! Memory and threads.
 
-use ulpm_tests::Program;
+use ulpm_tests::{Lab, Program, Result, is_root, under_continuous_checkpoints};
 
 use crate::whole_life;
 
@@ -13,9 +13,25 @@ whole_life! {
     vector_registers => Program::guest("fpu", 200);
     thread_state => Program::guest("thread_state", 200);
     timed_calls => Program::guest("sleeps", 300);
+    transfers_in_threads => transfers("threads");
+    transfers_in_processes => transfers("processes");
     signals => Program::guest("signals", 200);
     exceptions => Program::guest("exceptions", 200);
     openmp => Program::guest("openmp", 200).env("OMP_NUM_THREADS", "4");
+}
+
+/// Calls that move much at a time, in threads or in processes.
+fn transfers(workers: &str) -> Program {
+    let program = Program::guest("transfers", 200).arg(workers);
+    // Only root may give a receive buffer all the room that a checkpoint of a full one needs, and has hosts that can
+    // have a port each.
+    if is_root() { program } else { program.arg("no-tcp") }
+}
+
+/// Without restarts nothing is late.
+#[test]
+fn transfers_are_not_late_under_checkpoints_all_the_time() -> Result {
+    Lab::one_host(|lab| under_continuous_checkpoints(lab, &transfers("processes").arg("late")))
 }
 
 /// What the kernel itself finds by the thread id in a mutex needs the old ids: they come back where the kernel
