@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ulpm_control::message::Files;
+use ulpm_control::message::{Files, Outside};
 use ulpm_control::{Address, place};
 
 /// Asks a coordinator to checkpoint, migrate, list and end jobs.
@@ -88,6 +88,11 @@ pub struct Options {
     #[arg(long, value_name = "HOW", value_enum)]
     pub files: Option<Files>,
 
+    /// With --migrate: what becomes of a socket that is connected to a program outside the job [default: reset]; with
+    /// --checkpoint --kill: `repair` saves what `ulpm_restart --outside-sockets repair` needs
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub outside_sockets: Option<Outside>,
+
     /// With --output: go on until the job has ended
     #[arg(long)]
     pub follow: bool,
@@ -119,6 +124,13 @@ impl Options {
             (self.keep_images && self.migrate.is_none(), "--keep-images", "--migrate"),
             (self.force && self.migrate.is_none(), "--force", "--migrate"),
             (self.files.is_some() && self.migrate.is_none(), "--files", "--migrate"),
+            (
+                self.outside_sockets.is_some()
+                    && self.migrate.is_none()
+                    && !(self.checkpoint && self.kill),
+                "--outside-sockets",
+                "--migrate, or --checkpoint --kill,",
+            ),
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
         ];
@@ -178,6 +190,11 @@ mod tests {
         parse(&["--status", "-s"]).unwrap().check().unwrap_err();
         parse(&["--migrate", "b", "-s"]).unwrap().check().unwrap();
         parse(&["--checkpoint", "--files", "ship"]).unwrap().check().unwrap_err();
+        parse(&["--checkpoint", "--outside-sockets", "repair"]).unwrap().check().unwrap_err();
+        for with in [&["--checkpoint", "--kill"], &["--migrate", "b"]] {
+            let options = parse(&[with, &["--outside-sockets", "repair"][..]].concat()).unwrap();
+            options.check().unwrap();
+        }
         let options = parse(&["--migrate", "b", "--files", "ship"]).unwrap();
         options.check().unwrap();
         assert_eq!(options.files, Some(Files::Ship));

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use ulpm_control::client::ClientError;
-use ulpm_control::message::{Checkpointed, Migrated, Status};
+use ulpm_control::message::{Checkpointed, Migrated, Outside, Status};
 use ulpm_control::{Client, Reply, Request, exit};
 
 use crate::inspect::{self, InspectError};
@@ -82,6 +82,7 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             keep: options.keep,
             freeze_until_durable: options.freeze_until_durable,
             kill: options.kill,
+            repair: options.outside_sockets == Some(Outside::Repair),
         };
         let Reply::Checkpointed(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());
@@ -95,6 +96,7 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             keep_images: options.keep_images,
             force: options.force,
             files: options.files.unwrap_or_default(),
+            outside: options.outside_sockets.unwrap_or_default(),
         };
         let Reply::Migrated(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());

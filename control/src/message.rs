@@ -153,6 +153,8 @@ pub enum Request {
         freeze_until_durable: bool,
         /// Write inside the freeze, and end the jobs instead of letting them go on.
         kill: bool,
+        /// Save what repairs TCP connections to programs outside the job. Only with `kill`.
+        repair: bool,
     },
     /// [`Reply::Progress`], then [`Reply::Migrated`].
     Migrate {
@@ -166,6 +168,8 @@ pub enum Request {
         force: bool,
         /// What becomes of open files.
         files: Files,
+        /// What becomes of sockets that are connected to programs outside the job.
+        outside: Outside,
     },
     /// Sets or ends periodic checkpoints. [`Reply::Done`].
     Interval {
@@ -394,6 +398,20 @@ pub enum Files {
     Ship,
 }
 
+/// What becomes of a socket that was connected to a program outside the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Outside {
+    /// The program finds that the other end is gone
+    #[default]
+    Reset,
+    /// A TCP connection goes on, and its other end notices nothing (TCP_REPAIR): root only, and where its own address
+    /// is still this host's; all others as with reset
+    Repair,
+    /// The job is not restarted
+    Refuse,
+}
+
 /// A job that wants to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -421,6 +439,8 @@ pub struct Offer {
     pub force: bool,
     /// What becomes of open files.
     pub files: Files,
+    /// What becomes of sockets that are connected to programs outside the job.
+    pub outside: Outside,
 }
 
 /// Between two coordinators, after [`Request::Offer`].

@@ -16,11 +16,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as RealPid;
 use tokio::sync::{mpsc, oneshot};
 use ulpm_control::manifest::{self, Manifest, ProcessEntry};
-use ulpm_control::message::{self, Checkpointed, Files, Migrated, Progress};
+use ulpm_control::message::{self, Checkpointed, Migrated, Progress};
 use ulpm_control::{JobId, host};
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM,
-    Zombie,
+    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure,
+    ToManager, WRITER_COMM, Zombie,
 };
 use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState, object_flag};
 use ulpm_sys::ipc::Kind;
@@ -30,6 +30,7 @@ use crate::error::{JobError, describe};
 use crate::generation::{self, GenerationError, Partial};
 use crate::kernel::{self, Mapped};
 use crate::manager::{ConnId, Hello, Manager, Said};
+use crate::migrate::Manner;
 use crate::process::{self, Stat};
 use crate::server::Shared;
 use crate::state::{self, Finished, JobMeta};
@@ -69,7 +70,10 @@ pub(crate) enum Then {
     /// It goes on when the checkpoint is complete and durable.
     GoOnWhenDurable,
     /// It ends then, without going on before.
-    End,
+    End {
+        /// Its TCP connections to programs outside are saved so that they can be repaired.
+        repair: bool,
+    },
 }
 
 /// Somebody wants something of a job.
@@ -84,9 +88,7 @@ pub(crate) enum Command {
     },
     Migrate {
         target: String,
-        keep_images: bool,
-        force: bool,
-        files: Files,
+        manner: Manner,
         progress: mpsc::UnboundedSender<Progress>,
         answer: Answer<Migrated>,
     },
@@ -408,15 +410,8 @@ impl Job {
                 let _ = answer.send(done);
                 self.end_if_empty();
             }
-            Event::Command(Command::Migrate {
-                target,
-                keep_images,
-                force,
-                files,
-                progress,
-                answer,
-            }) => {
-                let done = self.migrate(&target, (keep_images, force, files), &progress).await;
+            Event::Command(Command::Migrate { target, manner, progress, answer }) => {
+                let done = self.migrate(&target, manner, &progress).await;
                 let _ = answer.send(done);
                 if self.moved {
                     self.over = true;
@@ -1147,7 +1142,7 @@ impl Job {
         }
         self.report(progress, "freeze", 0, 0);
         let frozen = self.freeze().await?;
-        let result = self.capture_files(&frozen, &partial, &mut files, hold, progress).await;
+        let result = self.capture_files(&frozen, &partial, &mut files, then, progress).await;
         let (mut freeze_time, capture, commands) = match result {
             Ok(captured) => captured,
             Err(error) => {
@@ -1165,7 +1160,7 @@ impl Job {
         });
         let path = if hold {
             let finished = self.finish_in_freeze(finish).await;
-            if then == Then::End && finished.is_ok() {
+            if matches!(then, Then::End { .. }) && finished.is_ok() {
                 self.end_frozen(&frozen).await;
             } else {
                 self.thaw().await;
@@ -1175,7 +1170,7 @@ impl Job {
         } else {
             self.meanwhile(&BTreeSet::new(), finish).await?.map_err(joined)??
         };
-        if then == Then::End {
+        if matches!(then, Then::End { .. }) {
             if let Err(source) = self.kill_all().await {
                 return Err(JobError::SavedUndying { path, source: Box::new(source) });
             }
@@ -1216,11 +1211,16 @@ impl Job {
     /// Tells every frozen process to end.
     ///
     /// The table says so first: managers whose coordinator dies now end too, and do not thaw a part of the
-    /// job; and the next coordinator kills what is left.
+    /// job; and the next coordinator kills what is left. So does this one, but not before they have had the time to
+    /// end their connections so that nothing is left of these.
     async fn end_frozen(&mut self, frozen: &Frozen) {
         self.table.table().set_handover(Handover::Committed);
         for process in &frozen.processes {
             self.send(process.pid, ToManager::End).await;
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.look().scan.members.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -1268,13 +1268,13 @@ impl Job {
         }
     }
 
-    /// Captures every process to its file, and thaws them as soon as may be, or not at all with `hold`.
+    /// Captures every process to its file, and thaws them as soon as may be, if they go on before the image is durable.
     async fn capture_files(
         &mut self,
         frozen: &Frozen,
         partial: &Partial,
         files: &mut BTreeMap<i32, std::fs::File>,
-        hold: bool,
+        then: Then,
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> Result<(Duration, Capture, BTreeMap<Pid, String>), JobError> {
         let needed: BTreeSet<i32> = frozen.processes.iter().map(|process| process.virt).collect();
@@ -1285,7 +1285,12 @@ impl Job {
             }
             keep
         });
-        let flags = CAPTURE_SYNC | if hold { CAPTURE_HOLD } else { 0 };
+        let flags = CAPTURE_SYNC
+            | match then {
+                Then::GoOn => 0,
+                Then::End { repair: true } => CAPTURE_HOLD | CAPTURE_REPAIR,
+                Then::GoOnWhenDurable | Then::End { repair: false } => CAPTURE_HOLD,
+            };
         self.writing = self.managers.iter().map(|(&pid, manager)| (pid, manager.id)).collect();
         let result = self.capture_to(frozen, partial, files, flags, progress).await;
         self.writing.clear();

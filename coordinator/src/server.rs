@@ -26,7 +26,7 @@ use crate::generation;
 use crate::job::{Command, Event, Handle, Job, Then};
 use crate::kernel::Mapped;
 use crate::manager::Manager;
-use crate::migrate::{self, Hold, Incoming};
+use crate::migrate::{self, Hold, Incoming, Manner};
 use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
 use crate::wire;
 
@@ -848,9 +848,9 @@ async fn answer(
             let interval = Some(secs).filter(|&secs| secs > 0);
             on_each(shared, &jobs, |answer| Command::SetInterval(interval, answer)).await
         }
-        Request::Checkpoint { jobs, keep, freeze_until_durable, kill } => {
+        Request::Checkpoint { jobs, keep, freeze_until_durable, kill, repair } => {
             let then = match (kill, freeze_until_durable) {
-                (true, _) => Then::End,
+                (true, _) => Then::End { repair },
                 (false, true) => Then::GoOnWhenDurable,
                 (false, false) => Then::GoOn,
             };
@@ -860,12 +860,11 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
-        Request::Migrate { target, jobs, keep_images, force, files } => {
+        Request::Migrate { target, jobs, keep_images, force, files, outside } => {
+            let manner = Manner { keep_images, force, files, outside };
             let command = |progress, answer| Command::Migrate {
                 target: target.clone(),
-                keep_images,
-                force,
-                files,
+                manner,
                 progress,
                 answer,
             };

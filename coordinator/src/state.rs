@@ -22,7 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ulpm_control::JobId;
-use ulpm_control::message::{Files, Policy};
+use ulpm_control::message::{Files, Outside, Policy};
 
 /// Why a coordinator cannot have its state directory.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +103,9 @@ pub struct ArrivedRecord {
     /// What becomes of open files.
     #[serde(default)]
     pub files: Files,
+    /// What becomes of sockets that are connected to programs outside the job.
+    #[serde(default)]
+    pub outside: Outside,
     /// How far it has come.
     #[serde(default)]
     pub stage: Stage,

@@ -23,8 +23,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use ulpm_control::manifest::ProcessEntry;
 use ulpm_control::message::{
-    Checkpointed, Files, JobOpened, Migrated, Offer, OpenJob, PeerMessage, Policy, Restart, Status,
-    Stream,
+    Checkpointed, Files, JobOpened, Migrated, Offer, OpenJob, Outside, PeerMessage, Policy,
+    Restart, Status, Stream,
 };
 use ulpm_control::{Address, Client, JobId, Manifest, Reply, Request, codec, exit};
 use ulpm_protocol::manager::{
@@ -337,7 +337,13 @@ fn checkpoint_and(
 ) -> Result<Checkpointed, ulpm_control::ClientError> {
     let mut client = Client::connect(address).unwrap();
     let jobs = Vec::new();
-    client.send(&Request::Checkpoint { jobs, keep: None, freeze_until_durable, kill })?;
+    client.send(&Request::Checkpoint {
+        jobs,
+        keep: None,
+        freeze_until_durable,
+        kill,
+        repair: false,
+    })?;
     loop {
         match client.receive()? {
             Reply::Progress(_) => {}
@@ -356,6 +362,7 @@ fn migrate(address: &Address, target: &str) -> Result<Migrated, ulpm_control::Cl
         keep_images: false,
         force: false,
         files: Files::Continue,
+        outside: Outside::Reset,
     })?;
     loop {
         match client.receive()? {
@@ -705,6 +712,7 @@ fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
         keep_images: false,
         force: false,
         files: Files::Continue,
+        outside: Outside::Reset,
     };
     codec::write(&mut peer, &Request::Offer(Box::new(offer))).unwrap();
     let token = match codec::read(&mut peer).unwrap() {
@@ -822,6 +830,7 @@ fn an_image_that_is_cut_off_is_not_taken() {
         keep_images: false,
         force: false,
         files: Files::Continue,
+        outside: Outside::Reset,
     };
     codec::write(&mut peer, &Request::Offer(Box::new(offer.clone()))).unwrap();
     let answer: PeerMessage = codec::read(&mut peer).unwrap();

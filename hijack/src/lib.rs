@@ -21,6 +21,7 @@ extern crate alloc;
 
 mod arch;
 mod capture;
+mod connections;
 mod critical;
 mod cut;
 mod freeze;

@@ -8,8 +8,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ulpm_protocol::manager::{
-    CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure,
-    FrameHeader, FromManager, HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
+    CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED,
+    Failure, FrameHeader, FromManager, HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
 };
 use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
@@ -20,7 +20,7 @@ use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, heap, owners, threads, timers};
+use crate::{arch, connections, heap, owners, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -257,6 +257,8 @@ impl Manager {
             leader_gone: frozen.leader_gone,
             zombies,
             with_files: flags & CAPTURE_FILES != 0,
+            holds: flags & CAPTURE_HOLD != 0,
+            repairs: flags & (CAPTURE_HOLD | CAPTURE_REPAIR) == CAPTURE_HOLD | CAPTURE_REPAIR,
         };
         let (meta, saved) = capture::collect(&subject)?;
         let sync = flags & CAPTURE_SYNC != 0;
@@ -339,8 +341,10 @@ impl Manager {
             // If this stops us, it returns when the next freeze has begun: what that holds stays held.
             crate::locks::take_all(self.own, &self.table);
             crate::restart::before_first_thaw();
+            connections::go_on();
             freeze::thaw(self.own, 0);
         } else if let Some(frozen) = self.frozen.take() {
+            connections::go_on();
             if frozen.stopped {
                 // Takes effect before this call returns; what follows happens after a SIGCONT.
                 let _ = ulpm_sys::kill(ulpm_sys::getpid(), signal::SIGSTOP);
@@ -441,6 +445,7 @@ fn remove_objects(table: Table) {
 
 /// Ends the process as if it had never been here: no handler, no buffered output.
 fn end() -> ! {
+    connections::end();
     let _ = ulpm_sys::kill(ulpm_sys::getpid(), signal::SIGKILL);
     ulpm_sys::exit_group(0)
 }

@@ -54,6 +54,9 @@ pub const CAPTURE_SYNC: u32 = 2;
 pub const CAPTURE_STOPPED: u32 = 4;
 /// `Capture`: with the content of the regular files that are open.
 pub const CAPTURE_FILES: u32 = 8;
+/// `Capture`: with what TCP connections to programs outside the job need to be repaired (TCP_REPAIR), where that is
+/// permitted. Only with `CAPTURE_HOLD`.
+pub const CAPTURE_REPAIR: u32 = 16;
 
 /// Why a frame cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

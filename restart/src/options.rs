@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use ulpm_control::message::Files;
+use ulpm_control::message::{Files, Outside};
 use ulpm_control::{Address, place};
 
-use crate::objects::Outside;
 use crate::path_map::Mapping;
 
 const AFTER: &str =

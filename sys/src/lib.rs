@@ -9,6 +9,7 @@
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 pub mod arch;
 mod calls;
+pub mod diag;
 mod errno;
 pub mod events;
 pub mod fmt;

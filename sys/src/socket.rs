@@ -50,6 +50,7 @@ pub mod so {
     pub const BINDTODEVICE: i32 = 25;
     /// `SO_ATTACH_FILTER`, to be read as `SO_GET_FILTER`.
     pub const FILTER: i32 = 26;
+    pub const DETACH_FILTER: i32 = 27;
     pub const TIMESTAMP: i32 = 29;
     pub const ACCEPTCONN: i32 = 30;
     pub const PASSSEC: i32 = 34;
@@ -98,7 +99,27 @@ pub mod tcp {
     pub const ULP: i32 = 31;
     pub const INQ: i32 = 36;
     pub const TX_DELAY: i32 = 37;
+    pub const MAXSEG: i32 = 2;
+    /// What follows needs `CAP_NET_ADMIN`.
+    pub const REPAIR: i32 = 19;
+    pub const REPAIR_QUEUE: i32 = 20;
+    pub const QUEUE_SEQ: i32 = 21;
+    pub const REPAIR_OPTIONS: i32 = 22;
+    pub const TIMESTAMP: i32 = 24;
+    pub const REPAIR_WINDOW: i32 = 29;
+    /// Values of `REPAIR`; the last leaves it without a window probe.
+    pub const REPAIR_ON: i32 = 1;
+    pub const REPAIR_OFF: i32 = 0;
+    pub const REPAIR_OFF_SILENTLY: i32 = -1;
+    /// Values of `REPAIR_QUEUE`.
+    pub const NO_QUEUE: i32 = 0;
+    pub const RECEIVE_QUEUE: i32 = 1;
+    pub const SEND_QUEUE: i32 = 2;
 }
+
+/// A packet filter (`struct sock_filter`, "return 0") that lets nothing reach the socket: the kernel drops each packet
+/// before TCP has seen it, so whoever has sent it sends it again.
+pub const DROP_ALL: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
 
 /// Options of UDP (include/uapi/linux/udp.h); the level is 17.
 #[expect(missing_docs, reason = "udp(7)")]

@@ -343,8 +343,23 @@ impl Lab {
         guest: &Guest<'_>,
         checkpoint: &Path,
     ) -> Result<Guest<'lab>> {
+        self.restart_with(host, guest, checkpoint, &[])
+    }
+
+    /// Restarts a checkpoint of `guest`, with further options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::restart`].
+    pub fn restart_with<'lab>(
+        &'lab self,
+        host: usize,
+        guest: &Guest<'_>,
+        checkpoint: &Path,
+        options: &[&str],
+    ) -> Result<Guest<'lab>> {
         let mut command = self.hosts[host].tool("ulpm_restart");
-        command.arg(checkpoint).process_group(0);
+        command.args(options).arg(checkpoint).process_group(0);
         self.guest(host, command, guest.name.clone(), guest.dir.clone(), guest.limit.clone(), true)
     }
 
@@ -443,7 +458,20 @@ impl Lab {
     ///
     /// As [`Self::checkpoint`], or when something of the job is left.
     pub fn checkpoint_and_kill(&self, guest: &Guest<'_>) -> Result<Checkpoint> {
-        let checkpoint = self.checkpoint_with(guest, &["--kill"])?;
+        self.checkpoint_and_kill_with(guest, &[])
+    }
+
+    /// The same, with further options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::checkpoint_and_kill`].
+    pub fn checkpoint_and_kill_with(
+        &self,
+        guest: &Guest<'_>,
+        options: &[&str],
+    ) -> Result<Checkpoint> {
+        let checkpoint = self.checkpoint_with(guest, &[&["--kill"], options].concat())?;
         let code = guest.finish()?.code;
         ensure!(code == 137, "exit status {code} instead of 137: {}", guest.errors());
         guest.wait_forgotten()?;
@@ -473,8 +501,24 @@ impl Lab {
     ///
     /// When the command fails.
     pub fn migrate(&self, job: &str, from: usize, to: usize) -> Result<Migration> {
+        self.migrate_with(job, from, to, &[])
+    }
+
+    /// The same, with further options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::migrate`].
+    pub fn migrate_with(
+        &self,
+        job: &str,
+        from: usize,
+        to: usize,
+        options: &[&str],
+    ) -> Result<Migration> {
         let target = self.hosts[to].address();
-        let said = self.tool(from, "ulpm_command", &["--json", "--migrate", &target, job])?;
+        let arguments = [&["--json", "--migrate", &target], options, &[job]].concat();
+        let said = self.tool(from, "ulpm_command", &arguments)?;
         Migration::parse(&said.success()?)
     }
 

@@ -20,7 +20,7 @@
 mod source;
 mod target;
 
-pub(crate) use source::follow;
+pub(crate) use source::{Manner, follow};
 pub(crate) use target::{Hold, Incoming, receive, receive_image_of, recover, start_kept};
 
 use std::io;

@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use ulpm_control::codec::{self, CodecError};
 use ulpm_control::host;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{Files, JobId, Migrated, Offer, PeerMessage, Progress, Request};
+use ulpm_control::message::{
+    Files, JobId, Migrated, Offer, Outside, PeerMessage, Progress, Request,
+};
 use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
-use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, ToManager};
+use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, ToManager};
 use ulpm_protocol::table::Handover;
 
 use super::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Peer, connect, unexpected, with_port, within};
@@ -105,15 +107,26 @@ fn send_image(
     }
 }
 
+/// How a job is moved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Leave the images on the target.
+    pub(crate) keep_images: bool,
+    /// Do not mind what the target's processor lacks.
+    pub(crate) force: bool,
+    /// What becomes of open files.
+    pub(crate) files: Files,
+    /// What becomes of sockets that are connected to programs outside the job.
+    pub(crate) outside: Outside,
+}
+
 /// A hand-over that is going on, with what its actions need and find.
 #[derive(Debug)]
 struct Leaving<'a> {
     name: String,
     /// `HOST:PORT`.
     target: String,
-    keep_images: bool,
-    force: bool,
-    files: Files,
+    manner: Manner,
     progress: &'a mpsc::UnboundedSender<Progress>,
     began: Instant,
     peer: Option<Peer>,
@@ -194,7 +207,7 @@ impl Job {
     pub(crate) async fn migrate(
         &mut self,
         target: &str,
-        (keep_images, force, files): (bool, bool, Files),
+        manner: Manner,
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> Result<Migrated, JobError> {
         self.free_to_act()?;
@@ -204,9 +217,7 @@ impl Job {
             let mut leaving = Leaving {
                 name: self.meta.name.clone(),
                 target: with_port(target),
-                keep_images,
-                force,
-                files,
+                manner,
                 progress,
                 began: Instant::now(),
                 peer: None,
@@ -479,7 +490,9 @@ impl Job {
             let open = process::open_paths(stat.pid, &outputs);
             // A file that goes along needs the directory that it is to be in.
             let needed = open.into_iter().map(|path| match path.parent() {
-                Some(parent) if leaving.files == Files::Ship && !path.is_dir() => parent.to_owned(),
+                Some(parent) if leaving.manner.files == Files::Ship && !path.is_dir() => {
+                    parent.to_owned()
+                }
                 _ => path,
             });
             paths.extend(needed);
@@ -495,9 +508,10 @@ impl Job {
             processes: u32::try_from(members.len()).unwrap_or(u32::MAX),
             bytes,
             paths: paths.iter().filter_map(|path| path.to_str().map(str::to_owned)).collect(),
-            keep_images: leaving.keep_images,
-            force: leaving.force,
-            files: leaving.files,
+            keep_images: leaving.manner.keep_images,
+            force: leaving.manner.force,
+            files: leaving.manner.files,
+            outside: leaving.manner.outside,
         }
     }
 
@@ -510,7 +524,8 @@ impl Job {
         let (name, target) = (leaving.name.clone(), leaving.target.clone());
         let lost = |source| target_lost(&name, &target, source);
         let refused = |chain| target_refused(&name, &target, chain);
-        let files = if leaving.files == Files::Ship { CAPTURE_FILES } else { 0 };
+        let files = if leaving.manner.files == Files::Ship { CAPTURE_FILES } else { 0 };
+        let repair = if leaving.manner.outside == Outside::Repair { CAPTURE_REPAIR } else { 0 };
         let Leaving { peer: Some(peer), address: Some(address), token, progress, .. } = leaving
         else {
             return Err(lost(CodecError::Closed));
@@ -521,7 +536,7 @@ impl Job {
             let (reader, writer) = pipe()?;
             transfer.start(*address, token, process.virt, reader, &done);
             let zombies = encode_zombies(&process.zombies);
-            let flags = CAPTURE_HOLD | files | self.capture_flags(process.pid);
+            let flags = CAPTURE_HOLD | files | repair | self.capture_flags(process.pid);
             let message = ToManager::Capture { flags, zombies: &zombies };
             self.send_with(process.pid, message, Some(writer.as_fd())).await;
         }

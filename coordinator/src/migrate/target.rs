@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{Files, JobId, Offer, PeerMessage};
+use ulpm_control::message::{Files, JobId, Offer, Outside, PeerMessage};
 use ulpm_control::{host, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
 
@@ -204,6 +204,7 @@ struct Arriving {
     name: String,
     force: bool,
     files_how: Files,
+    outside: Outside,
     keep_images: bool,
     ckpt_dir: PathBuf,
     peer: Option<Peer>,
@@ -265,6 +266,7 @@ pub(crate) async fn receive(shared: &Arc<Shared>, stream: TcpStream, offer: Offe
         name: offer.name.clone(),
         force: offer.force,
         files_how: offer.files,
+        outside: offer.outside,
         keep_images: offer.keep_images,
         ckpt_dir,
         peer: Some(peer),
@@ -308,6 +310,7 @@ impl Arriving {
             // It was checked when it came.
             force: true,
             files_how: record.files,
+            outside: record.outside,
             keep_images: record.keep_images,
             ckpt_dir: ckpt_dir.to_owned(),
             peer: None,
@@ -515,6 +518,7 @@ impl Arriving {
                     image: self.image.clone(),
                     keep_images: self.keep_images,
                     files: self.files_how,
+                    outside: self.outside,
                     stage: Stage::Prepared,
                     finished: None,
                 };
@@ -713,12 +717,6 @@ impl Arriving {
         std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
         let log = options.open(output)?;
         let log2 = log.try_clone()?;
-        let files = match self.files_how {
-            Files::Continue => "continue",
-            Files::Truncate => "truncate",
-            Files::Refuse => "refuse",
-            Files::Ship => "ship",
-        };
         let program = place::find("ulpm_restart").map_err(io::Error::other)?;
         tokio::process::Command::new(program)
             .arg("-c")
@@ -727,7 +725,9 @@ impl Arriving {
             .arg(&self.token)
             .args(self.force.then_some("--force"))
             .arg("--files")
-            .arg(files)
+            .arg(word(&self.files_how))
+            .arg("--outside-sockets")
+            .arg(word(&self.outside))
             .arg("-d")
             .arg(&self.ckpt_dir)
             .arg(&self.image)
@@ -739,6 +739,11 @@ impl Arriving {
             .env_remove("ULPM_JOB")
             .spawn()
     }
+}
+
+/// The word for a choice on the command line.
+fn word(choice: &impl clap::ValueEnum) -> String {
+    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
 }
 
 fn begin(offer: &Offer) -> Result<(Partial, PathBuf), Refused> {

@@ -38,6 +38,10 @@ pub(crate) struct Subject<'a> {
     pub(crate) zombies: &'a [u8],
     /// The content of open files goes along.
     pub(crate) with_files: bool,
+    /// The process stays frozen, and most likely ends.
+    pub(crate) holds: bool,
+    /// TCP connections to programs outside the job are to outlive it.
+    pub(crate) repairs: bool,
 }
 
 impl Subject<'_> {

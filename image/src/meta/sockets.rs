@@ -46,6 +46,29 @@ SocketMessage {
 }
 
 record! {
+/// What of a TCP connection only repair mode tells (TCP_REPAIR): with it and the receive queue the connection is made
+/// again, and its other end notices nothing.
+Repair {
+    /// Sequence number behind the send queue.
+    send_next: u32,
+    /// Sequence number behind the receive queue.
+    receive_next: u32,
+    /// The send queue: what was not acknowledged, and what was not sent.
+    sent: Vec<u8>,
+    /// TCP_MAXSEG.
+    segment: u32,
+    /// `tcpi_options` of `struct tcp_info`.
+    options: u32,
+    /// Its window scales: the other end's in the low half, the own one in the high half.
+    scales: u32,
+    /// TCP_TIMESTAMP.
+    timestamp: u32,
+    /// TCP_REPAIR_WINDOW (`struct tcp_repair_window`).
+    window: Vec<u8>,
+}
+}
+
+record! {
 /// A socket, saved by one of its holders. A [`Description`](super::Description) of the kind `SOCKET` with
 /// this inode stands for it.
 Socket {
@@ -86,5 +109,7 @@ Socket {
     file: Vec<u8>,
     /// Its mode.
     file_mode: u32,
+    /// TCP, connected to a program outside the job: at most one, and none where nobody has asked for it.
+    repair: Vec<Repair>,
 }
 }

@@ -33,7 +33,7 @@ use crate::image_file::ImageFile;
 use crate::path_map::PathMap;
 
 use socket::Sockets;
-pub use socket::{Circumstances, Names, Outside};
+pub use socket::{Circumstances, Names};
 
 /// Flags that say how a file was opened, and must not take effect when it is opened again.
 const NOT_AGAIN: libc::c_int = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW;

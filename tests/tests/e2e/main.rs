@@ -15,6 +15,7 @@ mod kill;
 mod native;
 mod open_files;
 mod other_kernel;
+mod outside;
 mod processes;
 mod programs;
 mod refusals;

@@ -28,7 +28,7 @@ use self::inotify::Notifying;
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
-use crate::{locks, owners, seals, threads};
+use crate::{connections, locks, owners, seals, threads};
 
 /// The election of the process that saves a description.
 const DESCRIPTION: u64 = 1;
@@ -129,6 +129,7 @@ fn collect_from(
     locks::forget();
     owners::clear();
     seals::clear();
+    connections::clear();
     let mut found = Found::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
@@ -195,6 +196,8 @@ fn take(
         } else {
             save(subject, open, &description, &mut found.sockets, meta)?;
         }
+    } else if subject.repairs && description.kind == kind::SOCKET && !open.kept {
+        socket::share(open);
     }
     // One that was found under way in a socket may have been met again at a descriptor before its turn came.
     if found.met.insert(description.id) {

@@ -15,7 +15,7 @@ use ulpm_image::meta::{Socket, SocketOption, socket_state as state};
 use ulpm_protocol::table::{SocketAddress, SocketName};
 use ulpm_sys::socket::{self, af, ip, ipv6, so, tcp};
 
-use super::{Outside, Sockets, set_options};
+use super::{Outside, Sockets, repair, set_options};
 use crate::error::{RestartError, system};
 
 /// `Socket::shutdown`.
@@ -51,7 +51,7 @@ fn is_inet(saved: &Socket) -> bool {
 }
 
 /// Reads a raw `sockaddr`.
-fn parse(name: &[u8]) -> Option<SocketAddr> {
+pub(super) fn parse(name: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_le_bytes(*name.first_chunk()?));
     let port = u16::from_be_bytes([*name.get(2)?, *name.get(3)?]);
     if family == af::INET {
@@ -65,7 +65,7 @@ fn parse(name: &[u8]) -> Option<SocketAddr> {
 }
 
 /// Writes a raw `sockaddr`.
-fn raw(address: SocketAddr) -> Vec<u8> {
+pub(super) fn raw(address: SocketAddr) -> Vec<u8> {
     let port = address.port().to_be_bytes();
     match address {
         SocketAddr::V4(v4) => [&[2, 0, port[0], port[1]][..], &v4.ip().octets(), &[0; 8]].concat(),
@@ -116,12 +116,12 @@ fn is_mapped(saved: &Socket) -> bool {
     v4(&saved.local) || v4(&saved.peer)
 }
 
-fn option(saved: &Socket, level: i32, name: i32) -> Option<i32> {
+pub(super) fn option(saved: &Socket, level: i32, name: i32) -> Option<i32> {
     let found = saved.options.iter().find(|option| (option.level, option.name) == (level, name))?;
     found.value.first_chunk().map(|value| i32::from_le_bytes(*value))
 }
 
-fn set_int(fd: &OwnedFd, level: i32, name: i32, value: i32) -> Result<(), RestartError> {
+pub(super) fn set_int(fd: &OwnedFd, level: i32, name: i32, value: i32) -> Result<(), RestartError> {
     socket::set_option(fd.as_raw_fd(), level, name, &value.to_le_bytes())
         .map_err(|errno| failed(format!("option {name} of level {level} cannot be set: {errno}")))
 }
@@ -140,7 +140,7 @@ const fn sock_cloexec() -> i32 {
 }
 
 /// A new socket with the options that count before it is bound.
-fn new_like(saved: &Socket) -> Result<OwnedFd, RestartError> {
+pub(super) fn new_like(saved: &Socket) -> Result<OwnedFd, RestartError> {
     let fd = new(saved.domain, saved.kind)?;
     let early = [
         (ipv6::LEVEL, ipv6::V6ONLY),
@@ -160,7 +160,7 @@ fn new_like(saved: &Socket) -> Result<OwnedFd, RestartError> {
     Ok(fd)
 }
 
-fn call(fd: RawFd, address: SocketAddr, function: BindOrConnect) -> io::Result<()> {
+pub(super) fn call(fd: RawFd, address: SocketAddr, function: BindOrConnect) -> io::Result<()> {
     let raw = raw(address);
     let len = libc::socklen_t::try_from(raw.len()).unwrap_or(0);
     // SAFETY: the address is as long as is said, and outlives the call.
@@ -170,7 +170,7 @@ fn call(fd: RawFd, address: SocketAddr, function: BindOrConnect) -> io::Result<(
     Ok(())
 }
 
-type BindOrConnect =
+pub(super) type BindOrConnect =
     unsafe extern "C" fn(libc::c_int, *const libc::sockaddr, libc::socklen_t) -> libc::c_int;
 
 fn local_of(fd: &OwnedFd) -> Option<SocketAddr> {
@@ -209,6 +209,7 @@ fn bind(saved: &Socket, fd: &OwnedFd) -> Result<(), RestartError> {
         return Ok(());
     }
     let begin = Instant::now();
+    let mut lingering = Lingering::default();
     let mut address = wanted;
     loop {
         let Err(error) = call(fd.as_raw_fd(), address, libc::bind) else { return Ok(()) };
@@ -229,7 +230,7 @@ fn bind(saved: &Socket, fd: &OwnedFd) -> Result<(), RestartError> {
                 continue;
             }
             if is_tcp(saved) && begin.elapsed() < LINGER && only_lingers(address.port()) {
-                std::thread::sleep(Duration::from_millis(50));
+                lingering.end_or_tell(address);
                 continue;
             }
             return Err(failed(format!(
@@ -237,6 +238,34 @@ fn bind(saved: &Socket, fd: &OwnedFd) -> Result<(), RestartError> {
             )));
         }
         return Err(failed(format!("cannot bind {wanted}: {error}")));
+    }
+}
+
+/// What was done about connections that were closed and keep a port (TIME_WAIT).
+///
+/// A port is given again at once only where both the new socket and all those that are closed have SO_REUSEADDR.
+#[derive(Debug, Default)]
+struct Lingering {
+    tried: bool,
+    told: bool,
+}
+
+impl Lingering {
+    /// Ends them, which root may, or waits a moment.
+    fn end_or_tell(&mut self, address: SocketAddr) {
+        if !std::mem::replace(&mut self.tried, true) {
+            let mut buffer = vec![0; ulpm_sys::diag::BUFFER];
+            if ulpm_sys::diag::end_lingering(address.port(), &mut buffer).is_ok() {
+                return;
+            }
+        }
+        if !std::mem::replace(&mut self.told, true) {
+            eprintln!(
+                "ulpm_restart: connections that were closed keep address {address} for up to a minute \
+                 (TIME_WAIT), and the job had it without SO_REUSEADDR: waiting (root would not have to)"
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -438,9 +467,21 @@ impl Sockets<'_> {
             return Ok(());
         }
         let gone = saved.state == state::CLOSED || saved.shutdown & BY_THE_OTHER != 0;
-        if !gone && self.circumstances.outside == Outside::Refuse {
-            let name = parse(&saved.peer).map_or_else(String::new, |peer| peer.to_string());
-            return Err(outside(&format!("a connection to {name}")));
+        let name = || parse(&saved.peer).map_or_else(String::new, |peer| peer.to_string());
+        match self.circumstances.outside {
+            _ if gone => {}
+            Outside::Reset => {}
+            Outside::Refuse => return Err(outside(&format!("a connection to {}", name()))),
+            Outside::Repair => match repair::connection(saved) {
+                Ok(fd) => {
+                    self.made.insert(saved.inode, fd);
+                    return Ok(());
+                }
+                Err(why) => eprintln!(
+                    "ulpm_restart: the connection to {} cannot be repaired, so the program finds it closed: {why}",
+                    name()
+                ),
+            },
         }
         let (own, theirs) = self.inet.connection(saved, saved)?;
         self.made.insert(saved.inode, own);

@@ -6,11 +6,13 @@
 
 mod inet;
 mod netlink;
+mod repair;
 mod unix;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
+use ulpm_control::message::Outside;
 use ulpm_image::meta::{Description, Socket, SocketOption, description_kind};
 use ulpm_protocol::table::SocketName;
 use ulpm_sys::Errno;
@@ -21,16 +23,6 @@ use crate::image_file::ImageFile;
 use crate::path_map::PathMap;
 
 pub use unix::Names;
-
-/// What becomes of a socket whose other end is no process of the job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Outside {
-    /// The program finds that the other end is gone
-    #[default]
-    Reset,
-    /// The job is not restarted
-    Refuse,
-}
 
 /// How a restart is made.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use ulpm_image::Meta;
-use ulpm_image::meta::{Socket, SocketMessage, SocketOption, socket_state as state};
+use ulpm_image::meta::{Repair, Socket, SocketMessage, SocketOption, socket_state as state};
 use ulpm_protocol::table::{SlotState, SocketName};
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::decimal;
@@ -18,6 +18,7 @@ use ulpm_sys::{Errno, Timespec};
 use super::diag::{self, Diag};
 use super::{Context, Open, Subject, cannot, later, poll_now, read_options};
 use crate::capture::text::{Directory, Lines};
+use crate::connections;
 use crate::freeze::Failed;
 
 /// Protocols (include/uapi/linux/in.h).
@@ -474,10 +475,18 @@ fn connection(
     let (Some(local), Some(peer)) = ends else {
         return Err(cannot(open, "has a name that ULPM does not understand"));
     };
+    let outside = subject.repairs
+        && !unfinished.kept
+        && !Known::find(diag, &peer, &local)?
+            .is_some_and(|other| inet.is_of_job(subject, other.inode));
+    let hushed = outside && hush(open, saved);
     let mut grown = None;
     let arrived = arrive(subject, inet, diag, open, [&local, &peer], &mut grown);
-    let content = arrived.and_then(|inode| {
-        saved.peer_inode = inode;
+    let content = arrived.and_then(|other| {
+        saved.peer_inode = other.map_or(0, |other| other.inode);
+        if subject.holds && !unfinished.kept && other.is_some_and(|other| other.inside) {
+            connections::note_inside(open.fd);
+        }
         let found = poll_now(open.ours, POLLPRI | POLLRDHUP);
         let now = Info::of(open.ours).map_err(look)?.state;
         if now == tcp_state::CLOSE {
@@ -495,15 +504,112 @@ fn connection(
                 | if sends { 0 } else { FOR_SENDING }
                 | if ended { BY_THE_OTHER } else { 0 };
         }
-        queue(inet, open, saved, found)
+        queue(inet, open, saved, found)?;
+        if hushed && now == tcp_state::ESTABLISHED && saved.shutdown == 0 {
+            saved.repair.extend(repair(inet, open, saved)?);
+        }
+        Ok(())
     });
     if let Some(grown) = grown {
         grown.shrink(open.ours);
     }
+    if hushed && saved.repair.is_empty() {
+        let off = 0i32.to_le_bytes();
+        let _ = socket::set_option(open.ours, so::SOL_SOCKET, so::DETACH_FILTER, &off);
+    }
     content
 }
 
-/// Waits until everything that the other end has sent is in the receive queue; returns that end's inode, or 0.
+/// Has nothing reach a connection any more, so that it stays as it is saved, and whoever sends sends again. False where
+/// that cannot be, or where it cannot be repaired anyway.
+fn hush(open: &Open, saved: &Socket) -> bool {
+    let filter = |option: &SocketOption| {
+        option.level == so::SOL_SOCKET && matches!(option.name, so::FILTER | so::LOCK_FILTER)
+    };
+    if saved.options.iter().any(filter) {
+        return false;
+    }
+    let set = |value: i32| socket::set_option(open.ours, TCP, tcp::REPAIR, &value.to_le_bytes());
+    let may = set(tcp::REPAIR_ON).is_ok() && set(tcp::REPAIR_OFF_SILENTLY).is_ok();
+    if may {
+        give_back_reuse(open, saved);
+    }
+    may && socket::set_filter(open.ours, &socket::DROP_ALL).is_ok()
+}
+
+/// The program's SO_REUSEADDR, which is lost with repair mode.
+fn reuse(saved: &Socket) -> i32 {
+    let mut all = saved.options.iter();
+    let found = all.find(|one| (one.level, one.name) == (so::SOL_SOCKET, so::REUSEADDR));
+    found.and_then(|one| one.value.first_chunk()).map_or(0, |value| i32::from_le_bytes(*value))
+}
+
+fn give_back_reuse(open: &Open, saved: &Socket) {
+    let value = reuse(saved).to_le_bytes();
+    let _ = socket::set_option(open.ours, so::SOL_SOCKET, so::REUSEADDR, &value);
+}
+
+/// Takes note of a connection that is saved by another descriptor: also this process has to make it go on.
+pub(super) fn share(open: &Open) {
+    if Info::of(open.ours).is_ok_and(|info| info.state == tcp_state::ESTABLISHED) {
+        connections::note_repaired(open.fd, -1);
+    }
+}
+
+/// Saves what repair mode tells, and leaves it again; `None` if the connection cannot be repaired.
+fn repair(inet: &mut Inet, open: &Open, saved: &Socket) -> Result<Option<Repair>, Failed> {
+    if !connections::note_repaired(open.fd, reuse(saved)) {
+        return Ok(None);
+    }
+    let len = ulpm_sys::get_ioctl(open.ours, SIOCOUTQ).unwrap_or(0);
+    inet.count(open, usize::try_from(len).unwrap_or(0))?;
+    let set = |name, value: i32| socket::set_option(open.ours, TCP, name, &value.to_le_bytes());
+    let read = || {
+        set(tcp::REPAIR, tcp::REPAIR_ON)?;
+        let get = |name| socket::get_int_option(open.ours, TCP, name).map(i32::cast_unsigned);
+        let next = |queue| {
+            set(tcp::REPAIR_QUEUE, queue)?;
+            get(tcp::QUEUE_SEQ)
+        };
+        let receive_next = next(tcp::RECEIVE_QUEUE)?;
+        let send_next = next(tcp::SEND_QUEUE)?;
+        let mut sent = alloc::vec![0; usize::try_from(len).unwrap_or(0)];
+        if !sent.is_empty() && socket::peek(open.ours, &mut sent)? != sent.len() {
+            return Err(Errno::IO);
+        }
+        let mut info = [0; 8];
+        socket::get_option(open.ours, TCP, tcp::INFO, &mut info)?;
+        // tcpi_snd_wscale and tcpi_rcv_wscale.
+        let scales = u32::from(info[6] & 15) | u32::from(info[6] >> 4) << 16;
+        let mut window = [0; 20];
+        let len = socket::get_option(open.ours, TCP, tcp::REPAIR_WINDOW, &mut window)?;
+        Ok::<_, Errno>(Repair {
+            send_next,
+            receive_next,
+            sent,
+            segment: get(tcp::MAXSEG)?,
+            options: info[5].into(),
+            scales,
+            timestamp: get(tcp::TIMESTAMP)?,
+            window: window[..len.min(20)].to_vec(),
+        })
+    };
+    let found = read().ok();
+    let _ = set(tcp::REPAIR_QUEUE, tcp::NO_QUEUE);
+    let _ = set(tcp::REPAIR, tcp::REPAIR_OFF_SILENTLY);
+    give_back_reuse(open, saved);
+    Ok(found)
+}
+
+/// The other end of a connection, on this host.
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    inode: u64,
+    /// A process of the job has it.
+    inside: bool,
+}
+
+/// Waits until everything that the other end has sent is in the receive queue; returns that end.
 fn arrive(
     subject: &Subject<'_>,
     inet: &mut Inet,
@@ -511,14 +617,14 @@ fn arrive(
     open: &Open,
     [local, peer]: [&Endpoint; 2],
     grown: &mut Option<Buffer>,
-) -> Result<u64, Failed> {
+) -> Result<Option<Other>, Failed> {
     let deadline = ulpm_sys::monotonic_ns() + DEADLINE_NS;
     let mut pause_ns = 20_000;
     for attempt in 0u32.. {
-        let Some(other) = Known::find(diag, peer, local)? else { return Ok(0) };
+        let Some(other) = Known::find(diag, peer, local)? else { return Ok(None) };
         if other.waits() {
             // Whoever listens there looks at what it has received.
-            return Ok(0);
+            return Ok(None);
         }
         let own = Info::of(open.ours).map_err(look)?;
         let end = u64::from(tcp_state::has_end(own.state));
@@ -527,8 +633,9 @@ fn arrive(
         let arrived = other.unacknowledged == 0
             || other.info.unsent == 0 && own.received == sent
             || own.state == tcp_state::CLOSE;
-        if arrived || !inet.is_of_job(subject, other.inode) {
-            return Ok(other.inode);
+        let inside = (subject.holds || !arrived) && inet.is_of_job(subject, other.inode);
+        if arrived || !inside {
+            return Ok(Some(Other { inode: other.inode, inside }));
         }
         if ulpm_sys::monotonic_ns() > deadline {
             return Err(later(
@@ -548,7 +655,7 @@ fn arrive(
             pause_ns = (pause_ns * 2).min(5_000_000);
         }
     }
-    Ok(0)
+    Ok(None)
 }
 
 /// A receive buffer that was made larger.

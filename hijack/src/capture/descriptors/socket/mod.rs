@@ -111,6 +111,14 @@ pub(super) fn save(
     Ok(())
 }
 
+/// Takes note of a socket that another process saves, or this one by another descriptor.
+pub(super) fn share(open: &Open) {
+    let is = |name| socket::get_int_option(open.ours, so::SOL_SOCKET, name);
+    if matches!(is(so::DOMAIN), Ok(af::INET | af::INET6)) {
+        inet::share(open);
+    }
+}
+
 /// Saves what can be told only when all sockets of the process were met; `again` opens one of its descriptors.
 pub(super) fn finish(
     subject: &Subject<'_>,
