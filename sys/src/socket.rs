@@ -132,12 +132,17 @@ pub mod udp {
     pub const GRO: i32 = 104;
 }
 
+/// Options of raw sockets, as level and name: ICMP_FILTER, ICMPV6_FILTER, and where the checksum is (IPV6_CHECKSUM).
+pub const RAW_OPTIONS: [(i32, i32); 3] = [(255, 1), (58, 1), (255, 7)];
+
 /// Options of IPv4 (include/uapi/linux/in.h).
 #[expect(missing_docs, reason = "ip(7)")]
 pub mod ip {
     pub const LEVEL: i32 = 0;
     pub const TOS: i32 = 1;
     pub const TTL: i32 = 2;
+    /// Of raw sockets.
+    pub const HDRINCL: i32 = 3;
     pub const OPTIONS: i32 = 4;
     pub const RECVOPTS: i32 = 6;
     pub const RETOPTS: i32 = 7;

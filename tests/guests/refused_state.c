@@ -1,12 +1,15 @@
 /* State that cannot be saved yet, by name: a checkpoint refuses it in words, and the program goes on. */
 #include "guest.h"
+#include <arpa/inet.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
+#include <netinet/in.h>
 #include <sys/inotify.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -56,6 +59,26 @@ int main(int argc, char **argv)
         CHECK(syscall(SYS_userfaultfd, 1 | O_CLOEXEC) >= 0);
     } else if (strcmp(what, "huge") == 0) {
         CHECK(memfd_create("huge", MFD_HUGETLB) >= 0);
+    } else if (strcmp(what, "cork") == 0) {
+        struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        int fd = socket(AF_INET, SOCK_DGRAM, 0);
+        CHECK_EQ(sendto(fd, "half", 4, MSG_MORE, (struct sockaddr *)&to, sizeof to), 4);
+    } else if (strcmp(what, "urgent") == 0) {
+        struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t len = sizeof name;
+        int listener = socket(AF_INET, SOCK_STREAM, 0), client = socket(AF_INET, SOCK_STREAM, 0);
+        CHECK_EQ(bind(listener, (struct sockaddr *)&name, len), 0);
+        CHECK_EQ(listen(listener, 1), 0);
+        CHECK_EQ(getsockname(listener, (struct sockaddr *)&name, &len), 0);
+        CHECK_EQ(connect(client, (struct sockaddr *)&name, len), 0);
+        CHECK(accept(listener, NULL, NULL) >= 0);
+        CHECK_EQ(send(client, "u", 1, MSG_OOB), 1);
+    } else if (strcmp(what, "sources") == 0) {
+        struct ip_mreq_source group = {.imr_interface.s_addr = htonl(INADDR_LOOPBACK)};
+        CHECK_EQ(inet_pton(AF_INET, "239.7.7.7", &group.imr_multiaddr), 1);
+        CHECK_EQ(inet_pton(AF_INET, "10.0.0.7", &group.imr_sourceaddr), 1);
+        int fd = socket(AF_INET, SOCK_DGRAM, 0);
+        CHECK_EQ(setsockopt(fd, IPPROTO_IP, IP_ADD_SOURCE_MEMBERSHIP, &group, sizeof group), 0);
     } else if (strcmp(what, "process") == 0) {
         CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else {

@@ -14,7 +14,7 @@ import time
 import zlib
 
 address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-running, stopped = threading.Event(), threading.Event()
+running, stopped, ending = threading.Event(), threading.Event(), threading.Event()
 running.set()
 
 
@@ -68,6 +68,8 @@ def guard(call):
     try:
         call()
     except BaseException as error:
+        if ending.is_set():
+            return
         print("failed", type(error).__name__, error, flush=True)
         os._exit(1)
 
@@ -111,6 +113,7 @@ for line in sys.stdin:
         time.sleep(0.05)
         wait(quiet, f"{sum(len(one.under_way) for one in connections)} answers are missing")
     if word == "end":
+        ending.set()
         connections[0].socket.sendall(connections[0].frame(b"end"))
     longest = max(connection.longest for connection in connections)
     print("ok", frames(), round(longest * 1000), flush=True)

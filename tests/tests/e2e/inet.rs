@@ -32,6 +32,42 @@ fn moves(program: &Program) -> Result {
     })
 }
 
+/// One connection with itself, and others that are seldom.
+#[test]
+fn edges_go_on_from_five_checkpoints_in_a_row() -> Result {
+    lives(&Program::guest("inet_edges", 200))
+}
+
+#[test]
+fn edges_move_there_and_back_and_there() -> Result {
+    moves(&Program::guest("inet_edges", 200))
+}
+
+/// A datagram of another host that was not read: root can send it again, with its sender.
+#[test]
+fn datagram_of_another_host() -> Result {
+    Lab::two_hosts(|lab| {
+        if !lab.hosts[0].is_namespace() {
+            println!("only root has hosts of their own: the run as root shows this");
+            return Ok(());
+        }
+        let guest = lab.launch(&Program::guest("udp_outside", 30).arg("10.90.0.1"))?;
+        guest.set_limit(5)?;
+        guest.wait_step(5)?;
+        let output = guest.output();
+        let port = output.lines().find_map(|line| line.strip_prefix("port ")).ok_or("no port")?;
+        let send = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(b'hello', ('10.90.0.1', int(sys.argv[1])))";
+        let sent = lab.hosts[1].command("/usr/bin/python3").args(["-c", send, port]).status()?;
+        ensure!(sent.success(), "{sent}");
+        let checkpoint = lab.checkpoint_and_kill(&guest)?;
+        let twin = lab.restart(&guest, &checkpoint.path)?;
+        twin.set_free()?;
+        let finished = twin.finish()?.expect_code(0)?;
+        ensure!(finished.stdout.contains("hello from 10.90.0.2\n"), "{}", finished.stdout);
+        Ok(())
+    })
+}
+
 #[test]
 fn tcp_goes_on_from_five_checkpoints_in_a_row() -> Result {
     lives(&Program::guest("tcp", 200))

@@ -245,6 +245,21 @@ fn state_refused(what: &str, words: &[&str]) -> Result {
 }
 
 #[test]
+fn datagram_that_is_not_complete() -> Result {
+    state_refused("cork", &["MSG_MORE"])
+}
+
+#[test]
+fn urgent_data() -> Result {
+    state_refused("urgent", &["urgent data"])
+}
+
+#[test]
+fn multicast_group_for_certain_sources() -> Result {
+    state_refused("sources", &["multicast group"])
+}
+
+#[test]
 fn message_queue() -> Result {
     state_refused("queue", &["message queue"])
 }

@@ -43,7 +43,11 @@ fn failed(text: String) -> RestartError {
 }
 
 fn is_tcp(saved: &Socket) -> bool {
-    is_inet(saved) && saved.protocol == libc::IPPROTO_TCP
+    is_inet(saved) && saved.kind == libc::SOCK_STREAM
+}
+
+fn is_raw(saved: &Socket) -> bool {
+    is_inet(saved) && saved.kind == libc::SOCK_RAW
 }
 
 fn is_inet(saved: &Socket) -> bool {
@@ -127,9 +131,16 @@ pub(super) fn set_int(fd: &OwnedFd, level: i32, name: i32, value: i32) -> Result
 }
 
 fn new(domain: i32, kind: i32) -> Result<OwnedFd, RestartError> {
-    let fd = socket::socket(domain, kind | sock_cloexec(), 0).map_err(|errno| {
+    of_protocol(domain, kind, 0)
+}
+
+fn of_protocol(domain: i32, kind: i32, protocol: i32) -> Result<OwnedFd, RestartError> {
+    let fd = socket::socket(domain, kind | sock_cloexec(), protocol).map_err(|errno| {
         let version = if domain == af::INET6 { 6 } else { 4 };
-        failed(format!("this host has no sockets of IPv{version}: {errno}"))
+        failed(match kind {
+            libc::SOCK_RAW => format!("a raw socket, which needs CAP_NET_RAW: {errno}"),
+            _ => format!("this host has no sockets of IPv{version}: {errno}"),
+        })
     })?;
     // SAFETY: the descriptor was just made and is nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -141,7 +152,8 @@ const fn sock_cloexec() -> i32 {
 
 /// A new socket with the options that count before it is bound.
 pub(super) fn new_like(saved: &Socket) -> Result<OwnedFd, RestartError> {
-    let fd = new(saved.domain, saved.kind)?;
+    // TCP and UDP are what their kinds of sockets have anyway.
+    let fd = of_protocol(saved.domain, saved.kind, saved.protocol)?;
     let early = [
         (ipv6::LEVEL, ipv6::V6ONLY),
         (ip::LEVEL, ip::FREEBIND),
@@ -457,9 +469,15 @@ impl Sockets<'_> {
             self.made.insert(saved.inode, fd);
             return Ok(());
         }
-        let other = self.saved.get(&saved.peer_inode).copied().filter(|other| {
-            is_tcp(other) && other.peer_inode == saved.inode && other.inode != saved.inode
-        });
+        if saved.peer_inode == saved.inode {
+            self.made.insert(saved.inode, with_itself(saved)?);
+            return Ok(());
+        }
+        let other = self
+            .saved
+            .get(&saved.peer_inode)
+            .copied()
+            .filter(|other| is_tcp(other) && other.peer_inode == saved.inode);
         if let Some(other) = other {
             let (own, theirs) = self.inet.connection(saved, other)?;
             self.made.insert(saved.inode, own);
@@ -586,24 +604,33 @@ impl Sockets<'_> {
         for saved in all() {
             let Some(own) = self.made.get(&saved.inode) else { continue };
             let Some(to) = local_of(own) else { continue };
+            let mut lost = 0;
             for message in &saved.messages {
-                // What has no sender any more is lost, as datagrams may be.
-                let Some(source) = parse(&message.source) else { continue };
-                let sender = all().find(|other| is_at(other, source));
-                let known = sender.and_then(|sender| Some((sender, self.made.get(&sender.inode)?)));
-                let _ = match known {
-                    Some((sender, fd)) => {
-                        send_to(fd, reachable(sender.domain, to), &message.content)
+                let source = parse(&message.source).filter(|_| !is_raw(saved));
+                let sent = source.is_some_and(|source| {
+                    let sender = all().find(|other| !is_raw(other) && is_at(other, source));
+                    match sender.and_then(|sender| Some((sender, self.made.get(&sender.inode)?))) {
+                        Some((sender, fd)) => {
+                            send_to(fd, reachable(sender.domain, to), &message.content)
+                        }
+                        None => send_from(saved.domain, source, to, &message.content),
                     }
-                    None => send_from(saved.domain, source, to, &message.content),
-                };
+                    .is_ok()
+                });
+                lost += u32::from(!sent);
+            }
+            if lost != 0 {
+                // As datagrams may be.
+                eprintln!(
+                    "ulpm_restart: {lost} packets that were not read at {to} are lost: their senders are others"
+                );
             }
         }
         for saved in all().filter(|saved| saved.state == state::CONNECTED) {
             let (Some(own), Some(peer)) = (self.made.get(&saved.inode), parse(&saved.peer)) else {
                 continue;
             };
-            let other = all().find(|other| is_at(other, peer));
+            let other = all().find(|other| !is_raw(saved) && !is_raw(other) && is_at(other, peer));
             let here = other.and_then(|other| self.made.get(&other.inode)).and_then(local_of);
             let to = match here {
                 Some(here) if here.port() != peer.port() || !is_here(peer) => {
@@ -672,15 +699,30 @@ fn is_here(address: SocketAddr) -> bool {
     std::net::UdpSocket::bind((address.ip(), 0)).is_ok()
 }
 
+/// An address of the loopback with a port that nobody has, for a connection like `saved`.
+fn any_port(saved: &Socket) -> SocketAddr {
+    if saved.domain == af::INET6 && !is_mapped(saved) {
+        (Ipv6Addr::LOCALHOST, 0).into()
+    } else {
+        for_family(saved.domain, (Ipv4Addr::LOCALHOST, 0).into())
+    }
+}
+
+/// A socket that is connected to itself.
+fn with_itself(saved: &Socket) -> Result<OwnedFd, RestartError> {
+    let fd = new_like(saved)?;
+    let failed = |error| failed(format!("cannot connect a socket to itself: {error}"));
+    call(fd.as_raw_fd(), any_port(saved), libc::bind).map_err(failed)?;
+    let own = local_of(&fd).ok_or_else(|| system("ask for an address"))?;
+    call(fd.as_raw_fd(), own, libc::connect).map_err(failed)?;
+    Ok(fd)
+}
+
 /// A socket whose connect(2) was refused, and whose program has not been told.
 fn never_connected(saved: &Socket) -> Result<OwnedFd, RestartError> {
     // A port at which nobody listens: it is bound for so long.
     let held = new(saved.domain, libc::SOCK_STREAM)?;
-    let loopback: SocketAddr = if saved.domain == af::INET6 && !is_mapped(saved) {
-        (Ipv6Addr::LOCALHOST, 0).into()
-    } else {
-        for_family(saved.domain, (Ipv4Addr::LOCALHOST, 0).into())
-    };
+    let loopback = any_port(saved);
     call(held.as_raw_fd(), loopback, libc::bind)
         .map_err(|error| failed(format!("cannot bind {loopback}: {error}")))?;
     let nobody = local_of(&held).ok_or_else(|| system("ask for an address"))?;
@@ -761,9 +803,19 @@ fn send_to(fd: &OwnedFd, to: SocketAddr, content: &[u8]) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends a datagram from an address that no socket of the job has, if it is this host's.
+/// Sends a datagram from an address that no socket of the job has. If it is not this host's, only root can.
 fn send_from(domain: i32, source: SocketAddr, to: SocketAddr, content: &[u8]) -> io::Result<()> {
-    let from = std::net::UdpSocket::bind(for_family(domain, source))?;
-    let to = if to.ip().is_unspecified() { SocketAddr::new(source.ip(), to.port()) } else { to };
-    from.send_to(content, reachable(domain, to)).map(drop)
+    let from = new(domain, libc::SOCK_DGRAM).map_err(io::Error::other)?;
+    let (source, mut to) = (for_family(domain, source), to);
+    if call(from.as_raw_fd(), source, libc::bind).is_ok() {
+        if to.ip().is_unspecified() {
+            to.set_ip(source.ip());
+        }
+    } else {
+        for (level, name) in [(ip::LEVEL, ip::TRANSPARENT), (ipv6::LEVEL, ipv6::TRANSPARENT)] {
+            let _ = socket::set_option(from.as_raw_fd(), level, name, &1i32.to_le_bytes());
+        }
+        call(from.as_raw_fd(), source, libc::bind)?;
+    }
+    send_to(&from, reachable(domain, to), content)
 }

@@ -182,7 +182,7 @@ pub(super) fn kind(open: &Open) -> Result<(), Failed> {
             }
         }
         [sock::DGRAM, UDP] => Ok(()),
-        [sock::RAW, _] => Err(cannot(open, "is a raw internet socket")),
+        [sock::RAW, _] => Ok(()),
         _ => Err(cannot(open, "is an internet socket of a protocol other than TCP and UDP")),
     }
 }
@@ -208,7 +208,15 @@ pub(super) fn save(
     if saved.domain == af::INET6 {
         read_options(open, ipv6::LEVEL, IPV6_OPTIONS, &mut saved.options);
     }
-    if saved.protocol == UDP {
+    if saved.kind != sock::STREAM {
+        if saved.kind == sock::RAW {
+            read_options(open, ip::LEVEL, &[ip::HDRINCL], &mut saved.options);
+            for (level, name) in socket::RAW_OPTIONS {
+                read_options(open, level, &[name], &mut saved.options);
+            }
+        } else {
+            read_options(open, UDP, UDP_OPTIONS, &mut saved.options);
+        }
         read_options(open, ip::LEVEL, IP_DATAGRAM_OPTIONS, &mut saved.options);
         if saved.domain == af::INET6 {
             read_options(open, ipv6::LEVEL, IPV6_DATAGRAM_OPTIONS, &mut saved.options);
@@ -808,7 +816,6 @@ fn connecting(inet: &mut Inet, diag: &mut Diag, saved: &mut Socket) -> Result<()
 
 /// Datagrams that wait to be read.
 fn datagrams(open: &Open, saved: &mut Socket, context: &mut Context) -> Result<(), Failed> {
-    read_options(open, UDP, UDP_OPTIONS, &mut saved.options);
     saved.state = if saved.peer.is_empty() { state::UNCONNECTED } else { state::CONNECTED };
     let found = poll_now(open.ours, ulpm_sys::POLLIN | POLLRDHUP);
     if found & POLLRDHUP != 0 && saved.state == state::CONNECTED {
