@@ -1,15 +1,21 @@
 """Sends back each frame that comes, reversed; a frame is its length, its checksum and as many bytes. Ends when a client says so.
 
-Arguments: how many steps (not used), and the address to listen at.
+Arguments: how many steps (not used), the address to listen at, and how many connections there are to be before it forks a child
+that has them too.
 """
+import os
 import selectors
+import signal
 import socket
 import struct
 import sys
 import zlib
 
 selector = selectors.DefaultSelector()
-listener = socket.create_server((sys.argv[2], 0), backlog=64)
+shared = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+child = accepted = 0
+family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
+listener = socket.create_server((sys.argv[2], 0), family=family, backlog=64)
 name = listener.getsockname()
 selector.register(listener, selectors.EVENT_READ)
 print("port", name[1], flush=True)
@@ -59,6 +65,11 @@ while frames:
             connection, _ = listener.accept()
             connection.setblocking(False)
             selector.register(connection, selectors.EVENT_READ, Client(connection))
+            accepted += 1
+            if accepted == shared:
+                child = os.fork()
+                while child == 0:
+                    signal.pause()
             continue
         client = key.data
         if events & selectors.EVENT_READ:
@@ -70,4 +81,7 @@ while frames:
             # Who does not read is not read from.
             wanted = selectors.EVENT_WRITE if len(client.out) > 1 << 20 else selectors.EVENT_READ
             selector.modify(client.socket, wanted | (selectors.EVENT_WRITE if client.out else 0), client)
+if child:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 print("ok echo_server", flush=True)

@@ -91,8 +91,12 @@ fn under_load(seconds: u64) -> Result {
         println!(
             "{count} checkpoints, the longest freeze {longest} ms; {answers} answers, the latest after {wait:?}"
         );
-        // What is frozen answers later, but TCP has not to send anything again, which it does after 200 ms or more.
-        ensure!(wait.as_millis() < 2000, "an answer came after {wait:?}");
+        // What is frozen answers later. On a machine that has much to do a freeze takes long.
+        let allowed = 2000.0 + 2.0 * longest;
+        ensure!(
+            wait.as_secs_f64() * 1000.0 < allowed,
+            "an answer came after {wait:?}, more than {allowed} ms"
+        );
         end(client, &guest)
     })
 }
@@ -156,18 +160,28 @@ fn clients_on_another_host_notice_no_restart() -> Result {
     })
 }
 
-/// The server moves to another host, and so does its address, while its clients are silent.
-#[test]
-fn clients_notice_no_move() -> Result {
+/// The server, of two processes, moves to another host, and so does its address, while its clients are silent.
+fn move_with(address: &str, prefix: &str, addresses: [&str; 2]) -> Result {
     Lab::two_hosts(|lab| {
         if !can_repair(lab) {
             return Ok(());
         }
-        let [a, b] = &lab.hosts[..] else { return Err("two hosts".into()) };
-        ip(a, &["address", "add", "10.90.0.9/24", "dev", "eth0"])?;
-        let guest = lab.launch(&server("10.90.0.9"))?;
+        let give = |host: &Host, address: &str| {
+            let arguments = ["address", "add", &format!("{address}/{prefix}"), "dev", "eth0"];
+            // An address of IPv6 is to be there at once.
+            let at_once: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            ip(host, &[&arguments, at_once].concat())
+        };
+        let take = |host: &Host, address: &str| {
+            ip(host, &["address", "delete", &format!("{address}/{prefix}"), "dev", "eth0"])
+        };
+        for (host, own) in lab.hosts.iter().zip(addresses).filter(|(_, own)| !own.is_empty()) {
+            give(host, own)?;
+        }
+        give(&lab.hosts[0], address)?;
+        let guest = lab.launch(&server(address).arg("4"))?;
         let port = port_of(&guest)?;
-        let mut client = Client::start(b, "10.90.0.9", &port, 4)?;
+        let mut client = Client::start(&lab.hosts[1], address, &port, 4)?;
         let mut job = guest.name.clone();
         for from in [0, 1, 0] {
             let to = 1 - from;
@@ -175,11 +189,11 @@ fn clients_notice_no_move() -> Result {
             client.order("pause")?;
             // An acknowledgement may wait for 200 ms, and must not come to a host that has no connection yet.
             std::thread::sleep(Duration::from_millis(500));
-            ip(&lab.hosts[from], &["address", "delete", "10.90.0.9/24", "dev", "eth0"])?;
-            ip(&lab.hosts[to], &["address", "add", "10.90.0.9/24", "dev", "eth0"])?;
-            if to == 0 {
-                // The client knew it as an address of its own host.
-                let _ = ip(b, &["neighbour", "flush", "all"]);
+            take(&lab.hosts[from], address)?;
+            give(&lab.hosts[to], address)?;
+            for host in &lab.hosts {
+                // Who knew where the address was.
+                let _ = ip(host, &["neighbour", "flush", "all"]);
             }
             let migration = lab.migrate_with(&job, from, to, &REPAIR)?;
             job = migration.target_id.to_string();
@@ -189,6 +203,16 @@ fn clients_notice_no_move() -> Result {
         guest.finish()?.expect_code(0)?;
         Ok(())
     })
+}
+
+#[test]
+fn clients_notice_no_move() -> Result {
+    move_with("10.90.0.9", "24", ["", ""])
+}
+
+#[test]
+fn clients_notice_no_move_over_ipv6() -> Result {
+    move_with("fd00:90::9", "64", ["fd00:90::1", "fd00:90::2"])
 }
 
 /// What cannot be repaired is told, and the clients find the connection closed; a move can be refused.
