@@ -10,7 +10,7 @@ use ulpm_sys::arch::{UserContext, nr};
 use ulpm_sys::{Errno, signal};
 
 use crate::arch::thread_slot;
-use crate::timed;
+use crate::{clock, timed};
 
 /// Places in the thread's slot: the stack pointer at the start of the moment, and how often the thread
 /// was let go on.
@@ -79,12 +79,44 @@ pub(crate) fn must_go_on(context: &UserContext) -> bool {
         unsafe { ((*slot)[START], (*slot)[LET_GO], context.about_to_call()) };
     let inside = start != 0 && context.machine.rsp as u64 <= start;
     let waits = matches!(call, Some(nr::WAIT4 | nr::WAITID)) || awaited_object(context).is_some();
-    if !(inside && !waits || compares_its_name(context)) || let_go >= PATIENCE {
+    let must = inside && !waits || compares_its_name(context) || returns_to_vdso(context);
+    let goes_on = must && let_go < PATIENCE;
+    // SAFETY: as above.
+    unsafe { (*slot)[LET_GO] = if goes_on { let_go + 1 } else { 0 } };
+    goes_on
+}
+
+/// Whether the thread is in a handler that has interrupted it in the vDSO, whose code may be elsewhere after a restart:
+/// the kernel's signal frame above says where it returns to.
+fn returns_to_vdso(context: &UserContext) -> bool {
+    /// How far a handler's own frames and the kernel's may reach. Beyond that, it is stopped.
+    const REACH: usize = 16 * 1024;
+    /// `struct sigcontext` has the program counter, then the flags, then the segments, CS first.
+    const CODE_SEGMENT: u64 = 0x33;
+    const FLAGS_END: u64 = 1 << 22;
+    // In a handler at least its own signal is blocked, but for SA_NODEFER.
+    if context.mask == 0 {
         return false;
     }
-    // SAFETY: as above.
-    unsafe { (*slot)[LET_GO] = let_go + 1 };
-    true
+    let mut words = [0u64; 128];
+    let mut from = context.machine.rsp & !7;
+    let end = from.saturating_add(REACH);
+    while from < end {
+        let len = ulpm_sys::read_own_memory(from, &mut words);
+        let found = words[..len].windows(3).any(|part| {
+            part[2] & 0xffff == CODE_SEGMENT
+                && part[1] < FLAGS_END
+                && usize::try_from(part[0]).is_ok_and(clock::is_in_vdso)
+        });
+        if found {
+            return true;
+        }
+        if len < words.len() {
+            return false; // Here the stack ends.
+        }
+        from += size_of_val(&words[2..]);
+    }
+    false
 }
 
 /// Whether the thread is in glibc's handler of the cancellation signal, which takes the signal only if

@@ -21,6 +21,7 @@ extern crate alloc;
 
 mod arch;
 mod capture;
+mod clock;
 mod connections;
 mod critical;
 mod cut;

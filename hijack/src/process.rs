@@ -9,7 +9,7 @@ use ulpm_protocol::table::{self, ENV_TABLE, SlotState, Table};
 use ulpm_sys::signal::{self, bit};
 use ulpm_sys::{map, oflag, prot};
 
-use crate::{heap, manager, next, threads};
+use crate::{clock, heap, manager, next, threads};
 
 #[link(name = "c")]
 unsafe extern "C" {
@@ -161,6 +161,7 @@ pub(crate) fn join() {
     let Ok(page) = page else { return };
     find_vdso();
     find_rseq();
+    clock::join(table);
     TABLE.store(ptr::with_exposed_provenance_mut(table.address()), Ordering::Release);
     PER_PROCESS.store(ptr::with_exposed_provenance_mut(page), Ordering::Release);
 

@@ -48,12 +48,15 @@ pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> 
         }
     }
     process::set_restarted();
+    // An older ulpm_restart says nothing of the vDSO, and offsets no clock.
+    let vdso = if word(info.len) < size_of::<RestartInfo>() { [0; 2] } else { info.vdso.map(word) };
     own.outside_parent[0].store(info.outside_parent[0], Ordering::Relaxed);
     own.outside_parent[1].store(info.outside_parent[1], Ordering::Relaxed);
     own.thawed_epoch.store(0, Ordering::Relaxed);
     own.stopped.store(0, Ordering::Relaxed);
     threads::forget_restored();
     if let Some(table) = process::table() {
+        crate::clock::restart(table, vdso);
         crate::locks::announce(&table);
     }
 

@@ -20,7 +20,7 @@ use ulpm_sys::{Errno, Processors, Timespec, pr};
 
 use crate::process::{self, PerProcess};
 use crate::wrap::fork::freeze_signals;
-use crate::{arch, critical, cut, manager, timed};
+use crate::{arch, clock, critical, cut, manager, timed};
 
 /// Threads that a process can have to be saved.
 pub(crate) const MAX_THREADS: usize = 16384;
@@ -64,8 +64,6 @@ pub(crate) struct Stopped {
     pub(crate) waits_for: i32,
     /// Kind and id, as the program knows it, of the System V object for which the thread waits.
     object: Option<(u32, i32)>,
-    /// The monotonic time at which the thread stopped, ns.
-    at_ns: i64,
     pending: [SigInfo; MAX_PENDING],
     pending_len: usize,
     /// Bits of pending signals that were the process's.
@@ -165,8 +163,7 @@ extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserCont
     manager::start(own);
     // A thread in the vDSO has to leave it first: its code will not be there after a restart under
     // another kernel, and it takes nanoseconds. The manager asks again.
-    let vdso = process::VDSO[0].load(Ordering::Relaxed);
-    let in_vdso = context.machine.rip.wrapping_sub(vdso) < process::VDSO[1].load(Ordering::Relaxed);
+    let in_vdso = clock::is_in_vdso(context.machine.rip);
     let over = epoch == 0 || epoch <= own.thawed_epoch.load(Ordering::Acquire);
     if over || in_vdso || critical::must_go_on(context) {
         // The signal queues: a thread that did not run for a while would be asked many times at once,
@@ -234,7 +231,6 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         seen: None,
         waits_for: 0,
         object: critical::awaited_object(context),
-        at_ns: ulpm_sys::monotonic_ns(),
         pending: [SigInfo::zeroed(); MAX_PENDING],
         pending_len: 0,
         pending_shared: 0,
@@ -388,10 +384,8 @@ pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
         crate::die(why);
     }
     wait_for_the_same(stopped);
-    // Deadlines of sleeping calls were taken from another clock, maybe another machine's.
-    let now = ulpm_sys::monotonic_ns();
-    timed::shift_deadline(now.saturating_sub(stopped.at_ns));
-    stopped.at_ns = now;
+    // SAFETY: as above.
+    clock::shift_deadlines(unsafe { &*stopped.context }, stopped.again);
     wait_for_thaw(stopped);
 }
 

@@ -12,17 +12,18 @@
 
 use core::ffi::{c_int, c_uint, c_void};
 
+use ulpm_sys::Timespec;
 use ulpm_sys::arch::{UserContext, nr, number_of_call};
-use ulpm_sys::{Timespec, monotonic_ns};
 
-use crate::arch::thread_slot;
+use crate::arch::{SLOT_LEN, thread_slot};
+use crate::clock;
 use crate::next::next;
 
-/// Deadline (monotonic ns), and room for the timespec with which a call is made again.
+/// Deadline (the program's monotonic time, ns), and room for the timespec with which a call is made again.
 const DEADLINE: usize = 0;
 const SCRATCH: usize = 1;
 
-fn slot() -> &'static mut [u64; 8] {
+fn slot() -> &'static mut [u64; SLOT_LEN] {
     // SAFETY: the slot is the thread's own, and no reference to it lives across a call that could
     // lead here again: a handler that does comes back before the next use.
     unsafe { &mut *thread_slot() }
@@ -48,21 +49,14 @@ fn monotonic_vdso_ns() -> i64 {
     now.as_ns()
 }
 
-/// Moves the calling thread's deadline, whose clock has become another.
-pub(crate) fn shift_deadline(by_ns: i64) {
-    let deadline = &mut slot()[DEADLINE];
-    if *deadline != 0 {
-        *deadline = deadline.saturating_add_signed(by_ns);
-    }
-}
-
 /// Gives an interrupted call the time that is left, if it is one of ours.
 pub(crate) fn continue_call(context: &mut UserContext, number: usize) {
     let slot = slot();
     if slot[DEADLINE] == 0 {
         return;
     }
-    let left = slot[DEADLINE].cast_signed().saturating_sub(monotonic_ns()).max(0);
+    let now = clock::now_ns(clock::MONOTONIC);
+    let left = slot[DEADLINE].cast_signed().saturating_sub(now).max(0);
     let machine = &mut context.machine;
     // poll and epoll_wait count in whole milliseconds: rounded up, as they do themselves.
     let ms = usize::try_from(left).unwrap_or(0).div_ceil(1_000_000);
@@ -79,6 +73,8 @@ pub(crate) fn continue_call(context: &mut UserContext, number: usize) {
                 nr::CLOCK_NANOSLEEP if machine.rsi == 0 => machine.rdx = address,
                 nr::RT_SIGTIMEDWAIT => machine.rdx = address,
                 nr::SEMTIMEDOP | nr::EPOLL_PWAIT2 => machine.r10 = address,
+                // FUTEX_WAIT; the others of them have a time of day or of a clock.
+                nr::FUTEX if machine.rsi & 0x7f == 0 && machine.r10 != 0 => machine.r10 = address,
                 _ => {}
             }
         }
@@ -276,12 +272,32 @@ unsafe extern "C" fn clock_nanosleep(
     remaining: *mut Timespec,
 ) -> c_int {
     // SAFETY: see above.
-    let call = || unsafe { CLOCK_NANOSLEEP.get()(clock, flags, request, remaining) };
-    if flags != 0 {
-        return call(); // An absolute time needs no help.
+    unsafe {
+        sleep_by(clock, flags, request, |request| {
+            CLOCK_NANOSLEEP.get()(clock, flags, request, remaining)
+        })
     }
-    // SAFETY: see above.
-    until(unsafe { duration(request) }, call)
+}
+
+/// Runs `call`, which is clock_nanosleep.
+///
+/// # Safety
+///
+/// `request` is null or points to a timespec.
+pub(crate) unsafe fn sleep_by<R>(
+    clock: c_int,
+    flags: c_int,
+    request: *const Timespec,
+    call: impl FnOnce(*const Timespec) -> R,
+) -> R {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        if flags & clock::TIMER_ABSTIME != 0 {
+            clock::until(clock, request, call)
+        } else {
+            until(duration(request), || call(request))
+        }
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -14,6 +14,7 @@ use ulpm_sys::{Errno, SigEvent, TimerSpec, Timespec, oflag, pr, signal};
 
 use crate::capture::text::{Lines, read_file};
 use crate::capture::unsupported;
+use crate::clock::{self, BOOTTIME, TIMER_ABSTIME};
 use crate::critical::holding_name;
 use crate::freeze::Failed;
 use crate::next::next;
@@ -31,11 +32,9 @@ const MAX_SKIPPED: i32 = 20_000_000;
 
 const SIGEV_NONE: i32 = 1;
 const SIGEV_THREAD_ID: i32 = 4;
-const TIMER_ABSTIME: i32 = 1;
 
 /// Clocks, from include/uapi/linux/time.h.
 const REALTIME: i32 = 0;
-const BOOTTIME: i32 = 7;
 const REALTIME_ALARM: i32 = 8;
 const BOOTTIME_ALARM: i32 = 9;
 const TAI: i32 = 11;
@@ -368,6 +367,7 @@ pub(crate) fn arm() {
 next! {
     TIMER_CREATE = c"timer_create":
         unsafe extern "C" fn(c_int, *const SigEvent, *mut isize) -> c_int;
+    TIMER_DELETE = c"timer_delete": unsafe extern "C" fn(isize) -> c_int;
     TIMER_SETTIME = c"timer_settime":
         unsafe extern "C" fn(isize, c_int, *const TimerSpec, *mut TimerSpec) -> c_int;
 }
@@ -385,7 +385,13 @@ unsafe extern "C" fn timer_create(
 ) -> c_int {
     // SAFETY: the caller vouches for the arguments.
     unsafe {
-        let create = |event| TIMER_CREATE.get()(clock, event, timer);
+        let create = |event| {
+            let result = TIMER_CREATE.get()(clock, event, timer);
+            if result == 0 {
+                clock::note_timer(*timer, clock);
+            }
+            result
+        };
         match event.as_ref() {
             Some(named) if process::is_restarted() && named.notify == SIGEV_THREAD_ID => {
                 holding_name(|| {
@@ -399,7 +405,8 @@ unsafe extern "C" fn timer_create(
     }
 }
 
-/// `timer_settime`. Reason: a *fact*: whether the time is one of day, which passes while a program is saved.
+/// `timer_settime`. Reasons: a *fact*: whether the time is one of day, which passes while a program is saved; and the
+/// *name* of a moment, see `clock`.
 ///
 /// Of a timer that calls a function (`SIGEV_THREAD`) libc's handle does not say the number: that one goes on
 /// with the time that was left.
@@ -418,7 +425,23 @@ unsafe extern "C" fn timer_settime(
         note_absolute(id, flags & TIMER_ABSTIME != 0);
     }
     // SAFETY: the caller vouches for the arguments.
-    unsafe { TIMER_SETTIME.get()(timer, flags, new, old) }
+    unsafe {
+        let next = TIMER_SETTIME.get();
+        let clock = || clock::clock_of_timer(timer);
+        clock::set_timer(flags, new, clock, |new| next(timer, flags, new, old))
+    }
+}
+
+/// `timer_delete`. Reason: as for `timer_settime`; its handle may be another timer's later.
+///
+/// # Safety
+///
+/// As the manual page demands.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn timer_delete(timer: isize) -> c_int {
+    clock::forget_timer(timer);
+    // SAFETY: the caller vouches for the argument.
+    unsafe { TIMER_DELETE.get()(timer) }
 }
 
 fn note_absolute(id: i32, absolute: bool) {

@@ -23,4 +23,6 @@ pub struct RestartInfo {
     pub stopped: u64,
     /// Limits that its rebuilding could exceed, and that it gets behind that: resource, current, maximum.
     pub limits: [[u64; 3]; 4],
+    /// Where this kernel's vDSO is, and its length.
+    pub vdso: [u64; 2],
 }

@@ -17,7 +17,7 @@
 
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The first eight bytes of every table.
 pub const MAGIC: [u8; 8] = *b"ULPMJOB\0";
@@ -127,6 +127,9 @@ pub struct Header {
     debts_used: AtomicU32,
     /// 1 once an object or debt found no entry.
     objects_lost: AtomicU32,
+    /// What the members add to the kernel's CLOCK_MONOTONIC and CLOCK_BOOTTIME, in nanoseconds; 0 where a time namespace
+    /// does it.
+    pub clock_offsets: [AtomicI64; 2],
 }
 
 /// What a slot holds.

@@ -49,6 +49,10 @@ pub struct Options {
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub files: Files,
 
+    /// Keep the job's clocks by what its processes add to the host's, also where a time namespace could be made
+    #[arg(long, env = "ULPM_NO_TIME_NAMESPACE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_time_namespace: bool,
+
     /// Only say whether the job can be restarted here
     #[arg(long)]
     pub check: bool,

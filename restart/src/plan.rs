@@ -1,6 +1,7 @@
 //! The list of system calls that turns this process's memory into that of an image.
 
 use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
 
 use ulpm_image::PAGE;
 use ulpm_image::meta::{Meta, Region, region_flag as flag, region_kind as kind};
@@ -8,11 +9,12 @@ use ulpm_protocol::restart::RestartInfo;
 use ulpm_protocol::table;
 use ulpm_restorer::Operation;
 use ulpm_sys::arch::nr;
+use ulpm_sys::vdso::{Functions, redirect};
 use ulpm_sys::{ipc, map, page_up, prot};
 
 use crate::image_file::ImageFile;
 use crate::objects::Backing;
-use crate::vdso::{self, Vdso};
+use crate::vdso::Vdso;
 
 /// Everything that a process is rebuilt from.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +124,11 @@ unsafe fn prepare(source: &Source<'_>) -> Result<(Window, usize), String> {
     let mapped = unsafe { ulpm_sys::mmap(start, at, prot::READ | prot::WRITE, flags, -1, 0) };
     mapped.map_err(|errno| format!("cannot map the restorer's window: {errno}"))?;
 
+    let stays = stays(source, &old_vdso, &vdso);
+    let old_at = usize::try_from(meta.process.vdso[0]).unwrap_or(0);
+    let code_at = if stays { old_at } else { window.vdso + (vdso.code - vdso.start) };
     let mut info = source.info;
+    info.vdso = [code_at as u64, (vdso.end - vdso.code) as u64];
     info.len = size_of::<RestartInfo>() as u64;
     info.window = [start as u64, (window.end - start) as u64];
     let info_at = window.data;
@@ -136,7 +142,7 @@ unsafe fn prepare(source: &Source<'_>) -> Result<(Window, usize), String> {
         auxv_len: auxv_len32,
         exe_fd,
     });
-    let kernels = (&vdso, &old_vdso[..]);
+    let kernels = (&vdso, old_vdso.len(), stays);
     let list =
         operations_of(source, &window, &attachments, &maps, kernels, [memory_map_at, info_at])?;
     if list.len() * 64 > operations_len {
@@ -151,8 +157,10 @@ unsafe fn prepare(source: &Source<'_>) -> Result<(Window, usize), String> {
         pointer(memory_map_at).cast::<[MemoryMap; 2]>().write_unaligned(memory_maps);
         pointer(auxv_at).copy_from_nonoverlapping(meta.memory_map.auxv.as_ptr(), auxv_len);
         let mut copy = old_vdso;
-        if !stays(&copy, &vdso, meta) && !copy.is_empty() {
-            vdso::redirect(&mut copy, vdso.bytes(), window.vdso + (vdso.code - vdso.start))?;
+        if !stays && !copy.is_empty() {
+            let own = vdso.bytes();
+            let functions = Functions::of(own).ok_or("this kernel's vDSO cannot be read")?;
+            redirect(&mut copy, |name| Some(code_at + functions.find(own, name)?))?;
         }
         pointer(window.old_vdso).copy_from_nonoverlapping(copy.as_ptr(), copy.len());
         pointer(window.operations)
@@ -200,8 +208,13 @@ fn old_vdso(source: &Source<'_>) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Whether this kernel's vDSO can take the place of the old one.
-fn stays(old: &[u8], new: &Vdso, meta: &Meta) -> bool {
+/// Whether this kernel's vDSO can take the place of the old one, and tells the time that the program is to read.
+fn stays(source: &Source<'_>, old: &[u8], new: &Vdso) -> bool {
+    let meta = &source.image.meta;
+    let offsets = &source.table.header().clock_offsets;
+    if offsets.iter().any(|offset| offset.load(Ordering::Relaxed) != 0) {
+        return false;
+    }
     let at = usize::try_from(meta.process.vdso[0]).unwrap_or(0);
     let data = new.code - new.start;
     let free = at >= data
@@ -328,7 +341,7 @@ fn operations_of(
     window: &Window,
     attachments: &[Attachment],
     maps: &str,
-    (vdso, old_vdso): (&Vdso, &[u8]),
+    (vdso, old_vdso_len, stays): (&Vdso, usize, bool),
     [memory_map_at, info_at]: [usize; 2],
 ) -> Result<Vec<Operation>, String> {
     let meta = &source.image.meta;
@@ -368,18 +381,17 @@ fn operations_of(
 
     if let Some(region) = meta.regions.iter().find(|region| region.kind == kind::VDSO) {
         let at = usize::try_from(region.start).unwrap_or(0);
-        if stays(old_vdso, vdso, meta) {
+        if stays {
             let home = at.wrapping_sub(vdso.code);
             for &(start, end) in &pieces {
                 let from = start.wrapping_add(to_window);
                 list.push(move_mapping(from, end - start, start.wrapping_add(home)));
             }
         } else {
-            let len = old_vdso.len();
-            list.push(move_mapping(window.old_vdso, len, at));
+            list.push(move_mapping(window.old_vdso, old_vdso_len, at));
             list.push(Operation::succeed(
                 nr::MPROTECT,
-                [at, len, prot::READ | prot::EXEC, 0, 0, 0],
+                [at, old_vdso_len, prot::READ | prot::EXEC, 0, 0, 0],
             ));
         }
     }

@@ -110,7 +110,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     // A job that comes from another host is still there.
     let mut ipc = Ipc::default();
     let made = ipc.create(&checkpoint.images, table, options.hold.is_some());
-    let job_time = JobTime::enter(&checkpoint.images);
+    let job_time = JobTime::enter(&checkpoint.images, table, !options.no_time_namespace);
     let forked = made.and_then(|()| files.cut()).and_then(|()| tree.fork());
     drop(job_time);
     tree.close(); // Ours of what was inherited, or no pipe would ever end.

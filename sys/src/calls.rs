@@ -683,6 +683,17 @@ pub fn sched_yield() {
     unsafe { syscall(nr::SCHED_YIELD, [0; 6]) };
 }
 
+/// Copies this process's own memory from an address on; returns how many words could be read.
+pub fn read_own_memory(from: usize, words: &mut [u64]) -> usize {
+    let local = [words.as_mut_ptr().addr(), size_of_val(words)];
+    let remote = [from, size_of_val(words)];
+    let [local, remote] = [local.as_ptr().addr(), remote.as_ptr().addr()];
+    let own = word(crate::getpid());
+    // SAFETY: the words are borrowed; what cannot be read the kernel tells.
+    let read = check(unsafe { syscall(nr::PROCESS_VM_READV, [own, local, 1, remote, 1, 0]) });
+    read.unwrap_or(0) / size_of::<u64>()
+}
+
 /// Seconds and nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -704,6 +715,24 @@ impl Timespec {
     #[must_use]
     pub const fn as_ns(self) -> i64 {
         self.sec.saturating_mul(1_000_000_000).saturating_add(self.nsec)
+    }
+
+    /// The sum of two; `nsec` of both is in its bounds. What does not fit is cut.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        let nsec = self.nsec + other.nsec;
+        let carry = (nsec >= 1_000_000_000) as i64;
+        let sec = self.sec.saturating_add(other.sec).saturating_add(carry);
+        Self { sec, nsec: nsec - carry * 1_000_000_000 }
+    }
+
+    /// The difference of two, likewise.
+    #[must_use]
+    pub const fn minus(self, other: Self) -> Self {
+        let nsec = self.nsec - other.nsec;
+        let borrow = (nsec < 0) as i64;
+        let sec = self.sec.saturating_sub(other.sec).saturating_sub(borrow);
+        Self { sec, nsec: nsec + borrow * 1_000_000_000 }
     }
 }
 

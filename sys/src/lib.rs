@@ -19,6 +19,7 @@ pub mod proc;
 pub mod pty;
 pub mod signal;
 pub mod socket;
+pub mod vdso;
 
 pub use calls::*;
 pub use errno::Errno;

@@ -364,16 +364,19 @@ core::arch::global_asm!(
     ".globl ulpm_slot",
     ".hidden ulpm_slot",
     ".type ulpm_slot,@object",
-    ".size ulpm_slot,64",
-    "ulpm_slot: .zero 64",
+    ".size ulpm_slot,320",
+    "ulpm_slot: .zero 320",
     ".previous",
 );
 
-/// The calling thread's own 64 bytes, zero at first; `thread_slot` of other modules says what for.
+/// Words of [`thread_slot`].
+pub(crate) const SLOT_LEN: usize = 40;
+
+/// The calling thread's own words, zero at first; other modules say what for.
 ///
 /// `thread_local!` compiles to a call of `__tls_get_addr` here, which may allocate. The initial-exec
 /// model is two instructions, usable in any handler and before any constructor.
-pub(crate) fn thread_slot() -> *mut [u64; 8] {
+pub(crate) fn thread_slot() -> *mut [u64; SLOT_LEN] {
     let slot;
     // SAFETY: reads the thread pointer and an offset fixed at load time.
     unsafe {

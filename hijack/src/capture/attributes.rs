@@ -12,16 +12,13 @@ use ulpm_sys::{pr, signal};
 use super::Subject;
 use super::text::read_file;
 use crate::freeze::Failed;
-use crate::{process, threads};
-
-/// CLOCK_BOOTTIME.
-const BOOTTIME: i32 = 7;
+use crate::{clock, process, threads};
 
 /// Takes the time at which the job's clocks are to go on. Timers that run on while the program stands still must have been
 /// looked at before, or they would have expired more often than their clock allows.
 pub(super) fn stop_clocks(meta: &mut Meta) {
-    meta.process.monotonic_ns = ulpm_sys::monotonic_ns();
-    meta.process.boottime_ns = ulpm_sys::clock_ns(BOOTTIME).unwrap_or(0);
+    meta.process.monotonic_ns = clock::now_ns(clock::MONOTONIC);
+    meta.process.boottime_ns = clock::now_ns(clock::BOOTTIME);
 }
 
 pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Failed> {

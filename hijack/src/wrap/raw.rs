@@ -1,7 +1,7 @@
 //! `syscall(2)` of libc, and calls on other processes' memory.
 //!
-//! Reasons: *names* that change after a restart, which reach the kernel here without the function of libc that
-//! is wrapped elsewhere; and io_uring, whose rings nobody can save.
+//! Reasons: *names* that change after a restart, those of moments too, which reach the kernel here without the function
+//! of libc that is wrapped elsewhere; the *fact* when a wait for a futex is to end; and io_uring, whose rings nobody can save.
 
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_uint, c_void};
@@ -12,10 +12,10 @@ use ulpm_sys::{Errno, check, word};
 use super::names::{self, real, real_group, real_or_group, real_task};
 use super::{descriptors, wait};
 use crate::critical::holding_name;
-use crate::{process, set_errno, threads};
+use crate::{clock, process, set_errno, threads, timed};
 
 /// Numbers of calls that [`translated`] makes.
-const TRANSLATED: [usize; 37] = [
+const TRANSLATED: [usize; 46] = [
     nr::GETPID,
     nr::GETPPID,
     nr::GETTID,
@@ -53,11 +53,22 @@ const TRANSLATED: [usize; 37] = [
     nr::PROCESS_VM_WRITEV,
     nr::KCMP,
     nr::IO_URING_SETUP,
+    nr::CLOCK_GETTIME,
+    nr::CLOCK_NANOSLEEP,
+    nr::FUTEX,
+    nr::FUTEX_WAITV,
+    nr::TIMER_CREATE,
+    nr::TIMER_SETTIME,
+    nr::TIMER_DELETE,
+    nr::TIMERFD_SETTIME,
+    nr::SYSINFO,
 ];
+/// Beyond the highest of them.
+const END: usize = nr::FUTEX_WAITV + 1;
 
 /// 1 at the numbers of such calls.
-static IS_TRANSLATED: [u8; nr::IO_URING_SETUP + 16] = {
-    let mut is = [0; nr::IO_URING_SETUP + 16];
+static IS_TRANSLATED: [u8; END] = {
+    let mut is = [0; END];
     let mut i = 0;
     while i < TRANSLATED.len() {
         is[TRANSLATED[i]] = 1;
@@ -94,7 +105,7 @@ unsafe extern "C" fn syscall() -> isize {
         "ret",
         "3: mov rdi, rax",
         "jmp {failed}",
-        end = const nr::IO_URING_SETUP + 16,
+        end = const END,
         is_translated = sym IS_TRANSLATED,
         translated = sym translated,
         failed = sym failed,
@@ -135,6 +146,18 @@ unsafe extern "C" fn translated(
     // SAFETY: the caller vouches for the arguments.
     let call = |[a, b, c]: [usize; 3]| finish(unsafe { kernel(number, [a, b, c, d, e, f]) });
     match number {
+        nr::FUTEX
+        | nr::FUTEX_WAITV
+        | nr::CLOCK_GETTIME
+        | nr::CLOCK_NANOSLEEP
+        | nr::TIMERFD_SETTIME
+        | nr::TIMER_CREATE
+        | nr::TIMER_SETTIME
+        | nr::TIMER_DELETE
+        | nr::SYSINFO => {
+            // SAFETY: the caller vouches for the arguments.
+            unsafe { with_time(number, [a, b, c, d, e, f]) }
+        }
         nr::GETPID => names::getpid() as isize,
         nr::GETPPID => names::getppid() as isize,
         nr::GETTID => names::gettid() as isize,
@@ -195,6 +218,63 @@ unsafe extern "C" fn translated(
         nr::WAITID | nr::IO_URING_SETUP => call([a, b, c]),
         // All others have the id of a process or thread first.
         _ => holding_name(|| call([word(real_task(int(a))), b, c])),
+    }
+}
+
+fn pointer<T>(address: usize) -> *const T {
+    core::ptr::with_exposed_provenance(address)
+}
+
+fn pointer_mut<T>(address: usize) -> *mut T {
+    core::ptr::with_exposed_provenance_mut(address)
+}
+
+/// Makes a call that takes or gives a time.
+///
+/// # Safety
+///
+/// As the call that is made.
+#[expect(clippy::cast_possible_truncation, reason = "the kernel looks at as many bits")]
+unsafe fn with_time(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> isize {
+    /// FUTEX_WAIT
+    const WAIT: usize = 0;
+    let int = |value: usize| value as c_int;
+    // SAFETY: the caller vouches for the arguments. Where one is a time, it is a timespec.
+    unsafe {
+        let call = |c: usize, d: usize| finish(kernel(number, [a, b, c, d, e, f]));
+        let until = |clock| clock::until(clock, pointer(d), |time| call(c, time.addr()));
+        match number {
+            nr::FUTEX if d != 0 && clock::waits_until(b) => until(clock::MONOTONIC),
+            nr::FUTEX if d != 0 && b & clock::FUTEX_COMMAND == WAIT => {
+                timed::until(timed::duration(pointer(d)), || call(c, d))
+            }
+            nr::FUTEX_WAITV => until(int(e)),
+            nr::CLOCK_GETTIME => finish(word(clock::read(int(a), pointer_mut(b)))),
+            nr::CLOCK_NANOSLEEP => {
+                timed::sleep_by(int(a), int(b), pointer(c), |time| call(time.addr(), d))
+            }
+            nr::TIMERFD_SETTIME => {
+                clock::timerfd_settime(int(a), int(b), pointer(c), pointer_mut(d)) as isize
+            }
+            nr::TIMER_CREATE => {
+                let result = call(c, d);
+                if result == 0 {
+                    let id: c_int = *pointer(c);
+                    clock::note_timer(id as isize, int(a));
+                }
+                result
+            }
+            nr::TIMER_SETTIME => {
+                let clock = || clock::clock_of_timer(a.cast_signed());
+                clock::set_timer(int(b), pointer(c), clock, |new| call(new.addr(), d))
+            }
+            nr::TIMER_DELETE => {
+                clock::forget_timer(a.cast_signed());
+                call(c, d)
+            }
+            nr::SYSINFO => clock::sysinfo(pointer_mut(a)) as isize,
+            _ => call(c, d),
+        }
     }
 }
 

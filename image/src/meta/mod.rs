@@ -58,7 +58,7 @@ Process {
     subreaper: u64,
     /// PR_SET_NO_NEW_PRIVS.
     no_new_privs: u64,
-    /// CLOCK_MONOTONIC when it was saved, in nanoseconds.
+    /// CLOCK_MONOTONIC when it was saved, as the program reads it, in nanoseconds.
     monotonic_ns: i64,
     /// CLOCK_BOOTTIME, likewise.
     boottime_ns: i64,
