@@ -14,6 +14,9 @@ pub(crate) const BINARIES: [&str; 5] =
     ["ulpm_coordinator", "ulpm_launch", "ulpm_command", "ulpm_restart", "libulpm_hijack.so"];
 const FLAGS: [&str; 7] = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE"];
 
+/// Kinds of guests' sources.
+const SOURCES: [&str; 3] = ["c", "cpp", "rs"];
+
 /// This crate's sources.
 fn sources() -> PathBuf {
     std::env::var_os("ULPM_TESTS_DIR")
@@ -147,9 +150,10 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
     let variant = VARIANTS.iter().find_map(|(end, flag)| Some((name.strip_suffix(end)?, *flag)));
     let stem = variant.map_or(name, |(stem, _)| stem);
     let folder = sources().join("guests");
-    let c = folder.join(format!("{stem}.c"));
-    let is_c = c.exists();
-    let source = if is_c { c } else { folder.join(format!("{stem}.cpp")) };
+    let source = |kind: &&str| folder.join(format!("{stem}.{kind}"));
+    let kind = SOURCES.into_iter().find(|kind| source(kind).exists());
+    let kind = kind.ok_or_else(|| format!("no guest has the name {stem}"))?;
+    let source = source(&kind);
     let changed = |path: &Path| -> Result<SystemTime> {
         let status = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(status.modified()?)
@@ -164,16 +168,25 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
     if changed(&output).is_ok_and(|when| when >= newest) {
         return Ok(output);
     }
-    let mut compiler = Command::new(if is_c { "gcc" } else { "g++" });
-    compiler.arg(if is_c { "-std=gnu17" } else { "-std=gnu++17" });
-    // g++ defines _GNU_SOURCE itself.
-    compiler.args(FLAGS.iter().filter(|flag| is_c || !flag.starts_with("-D")));
+    let mut compiler = match kind {
+        "rs" => Command::new("rustc"),
+        "c" => Command::new("gcc"),
+        _ => Command::new("g++"),
+    };
+    if kind == "rs" {
+        compiler.args(["--edition", "2024", "-O"]);
+    } else {
+        compiler.arg(if kind == "c" { "-std=gnu17" } else { "-std=gnu++17" });
+        // g++ defines _GNU_SOURCE itself.
+        compiler.args(FLAGS.iter().filter(|flag| kind == "c" || !flag.starts_with("-D")));
+    }
     if name == "openmp" {
         compiler.arg("-fopenmp");
     }
     compiler.args(variant.map(|(_, flag)| flag));
     let half = dir.join(format!(".{name}.half"));
-    compiler.arg("-o").arg(&half).arg(&source).arg("-lm");
+    compiler.arg("-o").arg(&half).arg(&source);
+    compiler.args((kind != "rs").then_some("-lm"));
     let result = compiler.output().map_err(|error| format!("cannot run {compiler:?}: {error}"))?;
     if !result.status.success() {
         let text = String::from_utf8_lossy(&result.stderr).into_owned();
@@ -199,7 +212,8 @@ pub fn prepare(dir: &Path) -> Result {
     fs::create_dir_all(&guests)?;
     for entry in fs::read_dir(sources().join("guests"))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "c" || extension == "cpp")
+        let kind = path.extension().and_then(|extension| extension.to_str());
+        if kind.is_some_and(|kind| SOURCES.contains(&kind))
             && let Some(name) = path.file_stem().and_then(|name| name.to_str())
         {
             fs::copy(guest_path(name)?, guests.join(name))?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,6 +29,17 @@ pub struct Host {
     coordinator: Mutex<Option<Child>>,
     lab: PathBuf,
     bin: PathBuf,
+    clock: Option<Clock>,
+}
+
+/// A time namespace, which lives as long as the process in it.
+#[derive(Debug)]
+struct Clock {
+    child: Child,
+    /// Id of that process, whose parent `child` is.
+    pid: i32,
+    /// Whether a restart on this host may make another.
+    may_nest: bool,
 }
 
 /// Runs `ip` with these arguments.
@@ -95,6 +107,7 @@ impl Host {
             coordinator: Mutex::new(None),
             lab: lab.into(),
             bin: bin.into(),
+            clock: None,
         })
     }
 
@@ -127,14 +140,20 @@ impl Host {
     /// A command that runs on this host, in an environment that holds what a user's has and nothing of
     /// the machine that runs the tests.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = match &self.namespace {
-            Some(namespace) => {
-                // Enters the namespace and becomes the program: the process id is the program's.
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
-                command
-            }
-            None => Command::new(program),
+        let net = self.namespace.as_ref().map(|name| format!("--net=/run/netns/{name}"));
+        let time = self.clock.as_ref().map(|clock| format!("--time=/proc/{}/ns/time", clock.pid));
+        // Whoever may not make one makes it in a user namespace, and has no rights in that once it is entered.
+        let user = self.clock.as_ref().filter(|_| !crate::is_root());
+        let user = user.map(|clock| format!("--user=/proc/{}/ns/user", clock.pid));
+        let keep = user.is_some().then(|| "--preserve-credentials".to_owned());
+        let enter: Vec<String> = [user, keep, net, time].into_iter().flatten().collect();
+        let mut command = if enter.is_empty() {
+            Command::new(program)
+        } else {
+            // Enters the namespaces and becomes the program: the process id is the program's.
+            let mut command = Command::new("nsenter");
+            command.args(enter).arg("--").arg(program);
+            command
         };
         command
             .env_clear()
@@ -148,7 +167,38 @@ impl Host {
             .env("ULPM_COORDINATOR", &self.socket)
             .env("ULPM_TEST_LAB", &self.lab)
             .current_dir(&self.lab);
+        if self.clock.as_ref().is_some_and(|clock| !clock.may_nest) {
+            command.env("ULPM_NO_TIME_NAMESPACE", "1");
+        }
         command
+    }
+
+    /// Makes this a host that was booted so many seconds earlier. A restart on it makes a time namespace of the job's
+    /// own only if it may. The error says why it cannot be one.
+    pub(crate) fn set_clock_ahead(&mut self, seconds: u32, may_nest: bool) -> Result {
+        let mut command = Command::new("unshare");
+        if !crate::is_root() {
+            command.args(["--user", "--map-current-user"]);
+        }
+        let seconds = seconds.to_string();
+        command.args(["--time", "--fork", "--kill-child", "--monotonic", &seconds]);
+        command.args(["--boottime", &seconds, "--", "sh", "-c", "echo $$; exec cat"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let Ok(pid) = line.trim().parse() else {
+            child.wait()?;
+            return Err("no time namespace can be made".into());
+        };
+        self.clock = Some(Clock { child, pid, may_nest });
+        let entered = self.command("true").output()?;
+        if entered.status.success() {
+            return Ok(());
+        }
+        let why = String::from_utf8_lossy(&entered.stderr).into_owned();
+        Err(format!("the time namespace cannot be entered: {why}").into())
     }
 
     /// One of ULPM's programs, on this host.
@@ -283,6 +333,11 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        if let Some(mut clock) = self.clock.take() {
+            drop(clock.child.stdin.take());
+            // It was told to end; there is nothing to be done about a failure.
+            let _ = clock.child.wait();
+        }
         if let Some(mut child) =
             self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).take()
         {

@@ -114,7 +114,7 @@ impl Lab {
     ///
     /// What `test` fails with, or what was left over after it.
     pub fn one_host(test: impl FnOnce(&Self) -> Result) -> Result {
-        Self::run(1, test)
+        Self::run(Self::new(1)?, test)
     }
 
     /// Runs `test` in a lab with two hosts: network namespaces where permitted, else two coordinators
@@ -124,7 +124,7 @@ impl Lab {
     ///
     /// What `test` fails with, or what was left over after it.
     pub fn two_hosts(test: impl FnOnce(&Self) -> Result) -> Result {
-        Self::run(2, test)
+        Self::run(Self::new(2)?, test)
     }
 
     /// Runs `test` in a lab whose coordinators do not run, and for which no binaries are built.
@@ -133,11 +133,32 @@ impl Lab {
     ///
     /// As [`Self::one_host`].
     pub fn without_coordinator(test: impl FnOnce(&Self) -> Result) -> Result {
-        Self::run(0, test)
+        Self::run(Self::new(0)?, test)
     }
 
-    fn run(count: usize, test: impl FnOnce(&Self) -> Result) -> Result {
-        let lab = Arc::new(Self::new(count)?);
+    /// Runs `test` in a lab with two hosts that were booted so many seconds before this one. A restart on them makes
+    /// a time namespace of the job's own only where it is so said, and permitted. Where there cannot be such hosts, it
+    /// is said why, and `test` does not run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::one_host`].
+    pub fn two_hosts_with_clocks(
+        clocks: [(u32, bool); 2],
+        test: impl FnOnce(&Self) -> Result,
+    ) -> Result {
+        let mut lab = Self::new(2)?;
+        for (host, (seconds, may_nest)) in lab.hosts.iter_mut().zip(clocks) {
+            if let Err(why) = host.set_clock_ahead(seconds, may_nest) {
+                println!("not tried, for there are no hosts with other clocks: {why}");
+                return lab.close(false);
+            }
+        }
+        Self::run(lab, test)
+    }
+
+    fn run(lab: Self, test: impl FnOnce(&Self) -> Result) -> Result {
+        let lab = Arc::new(lab);
         let (ended, watched) = channel::<()>();
         let watcher = Arc::downgrade(&lab);
         std::thread::spawn(move || {
@@ -151,8 +172,10 @@ impl Lab {
             }
         });
         let result = catch_unwind(AssertUnwindSafe(|| -> Result {
-            for host in lab.hosts.iter().take(count) {
-                host.start_coordinator()?;
+            if !lab.bin.as_os_str().is_empty() {
+                for host in &lab.hosts {
+                    host.start_coordinator()?;
+                }
             }
             test(&lab)
         }));

@@ -103,7 +103,8 @@ fn compare(
     Ok(())
 }
 
-/// Checkpoint, `kill -9` of the whole job, restart: `generations` times in a row at pseudo-random moments.
+/// Checkpoint, `kill -9` of the whole job, restart: `generations` times in a row at pseudo-random moments, on each
+/// host of the lab in its turn.
 ///
 /// # Errors
 ///
@@ -130,7 +131,8 @@ pub fn checkpointed_equals_native(lab: &Lab, program: &Program, generations: u64
         );
         println!("generation {generation}: {checkpoint:?}");
         output = join(&output, &guest.output());
-        guest = lab.restart(&guest, &checkpoint.path)?;
+        let host = usize::try_from(generation)? % lab.hosts.len();
+        guest = lab.restart_on(host, &guest, &checkpoint.path)?;
         guest.wait_running().map_err(|error| format!("restart {generation}: {error}"))?;
         if program.pace == Pace::Steps {
             // On a slow machine it was saved at the last step that it was allowed: there is to be one more.

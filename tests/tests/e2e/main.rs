@@ -4,6 +4,7 @@
 
 mod bad_days;
 mod big_memory;
+mod clocks;
 mod damage;
 mod events;
 mod inet;
