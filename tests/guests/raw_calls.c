@@ -1,5 +1,6 @@
 /* System calls that are made by syscall(2), and others that take ids: they agree with libc's functions, and have the same names after a restart. */
 #include "guest.h"
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -85,6 +86,10 @@ int main(int argc, char **argv)
     unsigned char ring_parameters[120] = {0};
     long ring = syscall(425, 8, ring_parameters);
     CHECK(ring >= 0 || errno == ENOSYS || errno == EPERM);
+    /* As a program that is linked with liburing finds it. */
+    int (*queue_init)(unsigned, void *, unsigned) = NULL;
+    *(void **)&queue_init = dlsym(RTLD_DEFAULT, "io_uring_queue_init");
+    CHECK(queue_init == NULL || queue_init(8, ring_parameters, 0) == -ENOSYS);
     int pair[2];
     CHECK_EQ(pipe(pair), 0);
     /* A child that lives over the restarts. */

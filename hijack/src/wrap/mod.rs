@@ -21,4 +21,5 @@ mod scheduling;
 pub(crate) mod shell;
 mod signals;
 mod sockets;
+mod uring;
 mod wait;
