@@ -362,8 +362,12 @@ fn operations_of(
     list.push(Operation::succeed(nr::MUNMAP, above));
 
     attach(attachments, meta, &mut list);
+    let mut loaded: Vec<u64> = source.image.extents.iter().map(|(_, at)| at.address).collect();
+    loaded.sort_unstable();
     for (region, backing) in meta.regions.iter().zip(source.backings) {
-        list.extend(map_region(region, *backing));
+        let first = loaded.partition_point(|&address| address < region.start);
+        let is_empty = loaded.get(first).is_none_or(|&address| address >= region.end);
+        list.extend(map_region(region, *backing, is_empty));
     }
     let table_at = usize::try_from(meta.process.table).map_err(|_| "no job table")?;
     let table_flags = map::SHARED | map::FIXED;
@@ -452,8 +456,8 @@ fn bounds(region: &Region) -> (usize, usize) {
     (word(region.start), word(region.end - region.start))
 }
 
-/// Maps a region so that its pages can be loaded.
-fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
+/// Maps a region so that its pages can be loaded, if there are any.
+fn map_region(region: &Region, backing: Backing, is_empty: bool) -> Vec<Operation> {
     let (start, len) = bounds(region);
     let has = |flag| region.flags & flag != 0;
     let mut flags = map::FIXED | if has(flag::SHARED) { map::SHARED } else { map::PRIVATE };
@@ -474,7 +478,8 @@ fn map_region(region: &Region, backing: Backing) -> Vec<Operation> {
             (-1, 0)
         }
     };
-    if loads(backing) {
+    // What is only reserved may be more than the kernel lets anybody write to.
+    if loads(backing) && !is_empty {
         protection |= prot::READ | prot::WRITE;
     }
     let fd = fd as isize as usize;

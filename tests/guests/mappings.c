@@ -124,6 +124,9 @@ int main(int argc, char **argv)
     char *reservation = map(reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK_EQ(mprotect(reservation + (1 << 20), 16 * PAGE, PROT_READ | PROT_WRITE), 0);
     fill(reservation + (1 << 20), 16 * PAGE, 5);
+    /* More than could be written to, and without MAP_NORESERVE. */
+    size_t vast_len = (size_t)8 << 40;
+    char *vast = map(vast_len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     /* Huge pages by advice, a hole, and a part that was moved. */
     char *huge = map(8 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -201,6 +204,7 @@ int main(int argc, char **argv)
         CHECK(faults(guarded, 0) && faults(guarded + 2 * PAGE, 0) && !faults(guarded + PAGE, 1));
         PERMISSIONS(guarded, "---p");
         PERMISSIONS(closed, "---p");
+        PERMISSIONS(vast + vast_len - PAGE, "---p");
         PERMISSIONS(reservation, "---p");
         PERMISSIONS(reservation + reserved - PAGE, "---p");
         PERMISSIONS(reservation + (1 << 20), "rw-p");
