@@ -459,7 +459,7 @@ fn connection(
 ) -> Result<(), Failed> {
     let info = Info::of(open.ours).map_err(look)?;
     match info.state {
-        tcp_state::LISTEN => return listening(inet, diag, open, unfinished, saved, info),
+        tcp_state::LISTEN => return listening(subject, inet, diag, open, unfinished, saved, info),
         tcp_state::SYN_SENT => return connecting(inet, diag, saved),
         tcp_state::CLOSE => {
             let found = poll_now(open.ours, POLLPRI | POLLRDHUP);
@@ -748,6 +748,7 @@ fn queue(inet: &mut Inet, open: &Open, saved: &mut Socket, found: i16) -> Result
 
 /// A socket that listens, and those who wait to be accepted.
 fn listening(
+    subject: &Subject<'_>,
     inet: &mut Inet,
     diag: &mut Diag,
     open: &Open,
@@ -762,27 +763,34 @@ fn listening(
         return Ok(());
     }
     let Some((_, port, address)) = endpoint(&unfinished.local) else { return Ok(()) };
-    if inet.waiting.is_none() {
-        let states = [tcp_state::ESTABLISHED, tcp_state::CLOSE_WAIT];
-        inet.waiting = Some(Known::in_states(diag, &states, Known::waits)?);
-    }
-    for (local, waits) in inet.waiting.as_deref().unwrap_or_default() {
+    let all = match inet.waiting.take() {
+        Some(all) => all,
+        None => {
+            let states = [tcp_state::ESTABLISHED, tcp_state::CLOSE_WAIT];
+            Known::in_states(diag, &states, Known::waits)?
+        }
+    };
+    for (local, waits) in &all {
         let is_other = local.1 != port
             || address != [0; 16] && address != local.2
             || saved.domain == af::INET && local.0 != af::INET;
         if is_other {
             continue;
         }
-        if waits.received > u32::from(tcp_state::has_end(waits.state)) {
+        let client = Known::find(diag, &waits.peer, local)?.map(|client| client.inode);
+        // What a client outside the job has sent ends with its connection at a restart.
+        if waits.received > u32::from(tcp_state::has_end(waits.state))
+            && client.is_some_and(|inode| inet.is_of_job(subject, inode))
+        {
             return Err(later(
                 open,
                 "has a connection to accept over which something has come already, which",
             ));
         }
-        let client = Known::find(diag, &waits.peer, local)?;
         // An end on another host is one that no image has.
-        saved.waiting.push(client.map_or(u64::MAX, |client| client.inode));
+        saved.waiting.push(client.unwrap_or(u64::MAX));
     }
+    inet.waiting = Some(all);
     Ok(())
 }
 
