@@ -255,10 +255,13 @@ pub(crate) fn describe(missing: &Missing) -> String {
         ));
     }
     for pid in &missing.silent {
-        parts.push(format!(
-            "process {pid} ({}) has not loaded ULPM's library: is it static or setuid, of another user, or just starting?",
-            process::exe(pid.0)
-        ));
+        let why = if process::is_privileged(pid.0) {
+            "its file is setuid or setgid; behind setpriv --no-new-privs the kernel does not heed that"
+        } else {
+            "is it static, of another user, or just starting?"
+        };
+        let exe = process::exe(pid.0);
+        parts.push(format!("process {pid} ({exe}) has not loaded ULPM's library: {why}"));
     }
     for pid in &missing.running {
         let stuck = process::user_threads(pid.0).into_iter().find(|thread| thread.state == 'D');

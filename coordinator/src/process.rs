@@ -184,6 +184,11 @@ pub(crate) fn short_command(pid: i32) -> String {
     }
 }
 
+/// Whether a process runs a setuid or setgid program: the dynamic linker then loads only what it trusts.
+pub(crate) fn is_privileged(pid: i32) -> bool {
+    fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|meta| meta.mode() & 0o6000 != 0)
+}
+
 /// The executable, or as much as is known of it.
 pub(crate) fn exe(pid: i32) -> String {
     match fs::read_link(format!("/proc/{pid}/exe")) {
