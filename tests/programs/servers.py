@@ -1,15 +1,23 @@
-"""A server in its own process, and clients in this one that check every answer: servers.py KIND STEPS."""
+"""A server in its own process, and clients in this one that check every answer: servers.py KIND STEPS.
+
+servers.py outside KIND DIR is a client that is no part of the job: it finds the server by the file `port` in DIR, says
+when it had to connect again, and checks that what was answered is still there."""
 import asyncio
+import glob
 import hashlib
 import http.client
+import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 HOST = "127.0.0.1"
@@ -48,6 +56,13 @@ def content(step, size):
     return random.Random(step).randbytes(size)
 
 
+def found_at(port):
+    """Tells clients outside of the job."""
+    with open("port.new", "w") as file:
+        file.write(str(port))
+    os.rename("port.new", "port")
+
+
 def ended(server, code=0):
     found = server.wait()
     assert found == code, f"the server ended with {found}"
@@ -65,6 +80,8 @@ class Lines:
 
     def line(self):
         line = self.file.readline()
+        if not line:
+            raise ConnectionResetError("the other end has hung up")
         assert line.endswith(b"\r\n"), line
         return line[:-2]
 
@@ -86,6 +103,7 @@ class Redis:
         self.server = self.start()
         self.clients = [Lines(self.port) for _ in range(5)]
         self.count = 0
+        found_at(self.port)
 
     def start(self):
         return start("redis-server", "--port", str(self.port), "--bind", HOST, "--save", "",
@@ -97,7 +115,7 @@ class Redis:
         kind = client.line()
         if kind[:1] == b"$":
             return client.bytes(int(kind[1:]))
-        assert kind[:1] in b":+", kind
+        assert kind[:1] in b":+-", kind
         return int(kind[1:]) if kind[:1] == b":" else kind[1:]
 
     def step(self, step):
@@ -150,6 +168,7 @@ class Memcached:
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.connect((HOST, self.port))
         self.store(self.clients[0], "counter", b"0")
+        found_at(self.port)
 
     def store(self, client, name, data):
         client.send(b"set %s 0 0 %d\r\n%s\r\n" % (name.encode(), len(data), data))
@@ -214,6 +233,7 @@ class Nginx:
         connect(self.port).close()
         self.proxy = proxy
         self.kept = [http.client.HTTPConnection(HOST, port) for port in [self.port, proxy] * 3]
+        found_at(self.port)
 
     def check(self, number, data):
         assert hashlib.sha256(data).digest() == self.sums[number], f"file {number}: {len(data)} bytes"
@@ -236,53 +256,51 @@ class Nginx:
 
 
 class Openssl:
-    """A server and a client of TLS, and a client of ours; both get what they send, each line reversed."""
+    """Two servers of TLS: lines that come back reversed over one connection, and files over many, also to s_client."""
 
     def __init__(self):
-        self.port = free_port()
+        self.lines_port, self.port = free_port(), free_port()
         subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
                         "-nodes", "-keyout", "key", "-out", "certificate", "-subj", "/CN=here"],
                        check=True, capture_output=True)
-        self.servers = [start("openssl", "s_server", "-accept", f"{HOST}:{port}", "-key", "key", "-cert",
-                              "certificate", "-rev", "-quiet", "-naccept", "1")
-                        for port in (self.port, self.port + 1)]
-        for port in self.port, self.port + 1:
-            self.wait_listening(port)
-        self.client = subprocess.Popen(
-            ["openssl", "s_client", "-connect", f"{HOST}:{self.port}", "-quiet", "-verify_quiet",
-             "-CAfile", "certificate"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        context = ssl.create_default_context(cafile="certificate")
-        context.check_hostname = False
-        self.own = context.wrap_socket(connect(self.port + 1))
+        for number in range(5):
+            with open(f"file{number}", "wb") as file:
+                file.write(content(number, 40000 * number))
+        self.servers = [start("openssl", "s_server", "-accept", f"{HOST}:{port}", "-key", "key", "-cert", "certificate",
+                              "-quiet", how)
+                        for port, how in ((self.lines_port, "-rev"), (self.port, "-WWW"))]
+        self.context = ssl.create_default_context(cafile="certificate")
+        self.context.check_hostname = False
+        self.own = self.context.wrap_socket(connect(self.lines_port))
         self.lines = self.own.makefile("rb")
-
-    def wait_listening(self, port):
-        """Without connecting: it serves one client only."""
-        entry = f"0100007F:{port:04X} 00000000:0000 0A"
-        while True:
-            with open("/proc/net/tcp") as sockets:
-                if entry in sockets.read():
-                    return
-            time.sleep(0.005)
+        connect(self.port).close()
 
     def step(self, step):
         for turn in range(5):
             line = content(step * 5 + turn, 1000).hex().encode()
-            self.client.stdin.write(line + b"\n")
-            self.client.stdin.flush()
             self.own.sendall(line + b"\n")
-            assert self.client.stdout.readline() == line[::-1] + b"\n"
             assert self.lines.readline() == line[::-1] + b"\n"
+        number = step % 5
+        with self.context.wrap_socket(connect(self.port)) as asked:
+            asked.sendall(b"GET /file%d HTTP/1.0\r\n\r\n" % number)
+            self.check(number, asked.makefile("rb").read())
+        if number == 0:
+            found = subprocess.run(["openssl", "s_client", "-connect", f"{HOST}:{self.port}", "-quiet", "-verify_quiet",
+                                    "-ign_eof", "-CAfile", "certificate"],
+                                   input=b"GET /file4 HTTP/1.0\r\n\r\n", stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL)
+            self.check(4, found.stdout)
+
+    def check(self, number, answer):
+        found = answer.split(b"\r\n\r\n", 1)[-1]
+        assert found == content(number, 40000 * number), f"file {number}: {answer[:200]}, {len(answer)} bytes"
 
     def finish(self, steps):
-        # It does not end with its input.
-        self.client.terminate()
-        self.client.wait()
         self.lines.close()
         self.own.close()
         for server in self.servers:
-            ended(server)
+            server.terminate()
+            ended(server, -15)
 
 
 class Socat:
@@ -332,6 +350,7 @@ class Http:
         self.server = start(sys.executable, "-m", "http.server", str(self.port), "--bind", HOST,
                             "--directory", "files")
         connect(self.port).close()
+        found_at(self.port)
 
     def step(self, step):
         def ask(number):
@@ -382,6 +401,402 @@ class Asyncio:
         ended(self.server, -15)
 
 
+class Postgres:
+    """Transactions of four clients, over TCP and a unix socket, and what the files hold in the end."""
+
+    def __init__(self):
+        self.programs = max(glob.glob("/usr/lib/postgresql/*/bin"))
+        self.port = free_port()
+        subprocess.run([f"{self.programs}/initdb", "-D", "data", "-A", "trust", "-U", "me", "--no-sync"], check=True,
+                       capture_output=True)
+        self.begin()
+        self.clients = [self.client(host) for host in [HOST, os.getcwd()] * 2]
+        self.ask(self.clients[0], "create table rows (step int, client int, data text);"
+                 " create table outside (step int); select 'made'", "made")
+        found_at(self.port)
+
+    def begin(self):
+        self.server = start(f"{self.programs}/postgres", "-D", "data", "-k", os.getcwd(), "-p", str(self.port),
+                            "-c", f"listen_addresses={HOST}", "-c", "fsync=off", "-c", "checkpoint_timeout=30s")
+        asked = [f"{self.programs}/pg_isready", "-q", "-h", HOST, "-p", str(self.port)]
+        while subprocess.run(asked).returncode != 0:
+            assert self.server.poll() is None, "there is no server"
+            time.sleep(0.02)
+
+    def client(self, host):
+        return subprocess.Popen(["psql", "-h", host, "-p", str(self.port), "-U", "me", "-X", "-qtA", "-v",
+                                 "ON_ERROR_STOP=1", "postgres"],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, client, question, answer):
+        client.stdin.write(f"{question};\n".encode())
+        client.stdin.flush()
+        found = client.stdout.readline().decode()
+        assert found == f"{answer}\n", f"{found!r} instead of {answer!r}"
+
+    def step(self, step):
+        data = content(step, 500).hex()
+        for turn, client in enumerate(self.clients):
+            self.ask(client, f"begin; insert into rows values ({step}, {turn}, '{data}');"
+                     f" select count(*) from rows where client = {turn} and data <> '' ", step)
+        self.ask(self.clients[step % 4], f"commit; select count(*) from rows where step = {step}", 1)
+        for turn, client in enumerate(self.clients):
+            if turn != step % 4:
+                client.stdin.write(b"commit;\n")
+                client.stdin.flush()
+        if step % 40 == 0:
+            self.ask(self.clients[0], "vacuum rows; checkpoint; select 'done'", "done")
+
+    def finish(self, steps):
+        for client in self.clients:
+            client.stdin.close()
+            ended(client)
+        self.server.send_signal(2)
+        ended(self.server)
+        self.begin()
+        client = self.client(HOST)
+        self.ask(client, "select count(*), count(distinct data), sum(step) from rows",
+                 f"{4 * steps}|{steps}|{4 * steps * (steps + 1) // 2}")
+        client.stdin.close()
+        ended(client)
+        self.server.send_signal(2)
+        ended(self.server)
+
+
+class Dbus:
+    """A bus with one who listens to all that is said there, in the order in which it was, and many who say it."""
+
+    def __init__(self):
+        self.port = "bus"
+        with open("bus.conf", "w") as file:
+            file.write("<busconfig><type>session</type><listen>unix:path=bus</listen><auth>EXTERNAL</auth>"
+                       "<policy context='default'><allow send_destination='*' eavesdrop='true'/><allow eavesdrop='true'/>"
+                       "<allow own='*'/></policy></busconfig>")
+        self.server = start("dbus-daemon", "--config-file=bus.conf", "--nofork", "--nopidfile")
+        while not os.path.exists("bus"):
+            time.sleep(0.005)
+        self.environment = dict(os.environ, DBUS_SESSION_BUS_ADDRESS="unix:path=bus")
+        self.listener = subprocess.Popen(["dbus-monitor", "--session", "type='signal',interface='a.b'"],
+                                         stdout=subprocess.PIPE, env=self.environment)
+        # It listens when it has given up its name.
+        while b"member=NameLost" not in self.listener.stdout.readline():
+            assert self.listener.poll() is None, "nobody listens"
+        self.id = self.ask()
+        found_at(os.path.abspath("bus"))
+
+    def say(self, name, number):
+        subprocess.run(["dbus-send", "--session", "--type=signal", "/here", f"a.b.{name}", f"int32:{number}"],
+                       check=True, env=self.environment)
+
+    def ask(self):
+        found = subprocess.run(["dbus-send", "--session", "--print-reply", "--dest=org.freedesktop.DBus", "/",
+                                "org.freedesktop.DBus.GetId"],
+                               check=True, env=self.environment, capture_output=True).stdout
+        return found.splitlines()[1]
+
+    def heard(self, name, number, count):
+        found = []
+        while len(found) < count:
+            line = self.listener.stdout.readline().decode()
+            assert line, "the one who listens has ended"
+            if "interface=a.b" in line:
+                said = line.split("member=")[1].strip()
+                found.append((said, int(self.listener.stdout.readline().split()[1])))
+        assert sorted(found) == [(name, number + turn) for turn in range(count)], found
+
+    def step(self, step):
+        said = [threading.Thread(target=self.say, args=("said", 3 * step + turn)) for turn in range(3)]
+        for thread in said:
+            thread.start()
+        for thread in said:
+            thread.join()
+        self.heard("said", 3 * step, 3)
+        assert self.ask() == self.id
+
+    def finish(self, steps):
+        self.listener.terminate()
+        self.listener.wait()
+        self.server.terminate()
+        ended(self.server)
+
+
+class Agent:
+    """ssh-agent, which holds a key and signs with it. It is setgid, which the kernel is told not to heed."""
+
+    def __init__(self):
+        path = os.path.abspath("agent")
+        self.server = start("setpriv", "--no-new-privs", "ssh-agent", "-D", "-a", path)
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key"], check=True)
+        subprocess.run(["ssh-add", "-q", "key"], check=True, env=dict(os.environ, SSH_AUTH_SOCK=path))
+        self.clients = []
+        for _ in range(3):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(path)
+            self.clients.append(client)
+        self.key = self.keys(self.clients[0])
+        found_at(path)
+
+    def ask(self, client, question):
+        client.sendall(struct.pack(">I", len(question)) + question)
+        data = b""
+        while len(data) < 4 or len(data) < 4 + struct.unpack(">I", data[:4])[0]:
+            more = client.recv(4096)
+            if not more:
+                raise ConnectionResetError("the agent has hung up")
+            data += more
+        return data[4:]
+
+    def keys(self, client):
+        answer = self.ask(client, b"\x0b")
+        assert answer[:5] == b"\x0c\0\0\0\1", answer
+        return answer[9:9 + struct.unpack(">I", answer[5:9])[0]]
+
+    def sign(self, client, data):
+        field = lambda bytes: struct.pack(">I", len(bytes)) + bytes
+        answer = self.ask(client, b"\x0d" + field(self.key) + field(data) + b"\0\0\0\0")
+        assert answer[:1] == b"\x0e", answer
+        return answer
+
+    def step(self, step):
+        # That of one text is always the same.
+        signatures = {self.sign(client, content(step, 2000)) for client in self.clients}
+        assert len(signatures) == 1 and signatures != {self.sign(self.clients[0], b"another")}
+        assert self.keys(self.clients[step % 3]) == self.key
+
+    def finish(self, steps):
+        for client in self.clients:
+            client.close()
+        self.server.terminate()
+        self.server.wait()
+
+
+class Served:
+    """A program that does many things at once, and tells how often; clients that have it reckon sums of what they say."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.server = start(*(part.format(here=os.path.dirname(__file__), port=self.port) for part in self.COMMAND))
+        self.clients = [Lines(self.port) for _ in range(5)]
+        self.done = [self.state(client) for client in self.clients]
+        found_at(self.port)
+
+    def state(self, client):
+        client.send(b"state\n")
+        return [int(number) for number in client.line().split()]
+
+    def step(self, step):
+        said = [content(step + turn, 3000).hex().encode() for turn in range(len(self.clients))]
+        for client, line in zip(self.clients, said):
+            client.send(line + b"\n")
+        for client, line in zip(self.clients, said):
+            assert client.line() == hashlib.sha256(line).hexdigest().encode()
+        turn = step % len(self.clients)
+        done = self.state(self.clients[turn])
+        assert all(now >= before for now, before in zip(done, self.done[turn])), f"{done} after {self.done[turn]}"
+        self.done[turn] = done
+
+    def finish(self, steps):
+        # Everything has gone on.
+        first = self.state(self.clients[0])
+        while any(now <= before for now, before in zip(self.state(self.clients[0]), first)):
+            time.sleep(0.01)
+        for client in self.clients[1:]:
+            client.close()
+        self.clients[0].send(b"end\n")
+        ended(self.server)
+
+
+class Node(Served):
+    COMMAND = "node", "{here}/serve.js", "{port}"
+
+
+class Java(Served):
+    COMMAND = "java", "-Xmx64m", "{here}/Serve.java", "{port}"
+
+
+class Perl(Served):
+    COMMAND = "perl", "{here}/serve.pl", "{port}"
+
+
+class Multiprocessing:
+    """A listener of Python's multiprocessing, which has a pool of processes reckon."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.server = start(sys.executable, __file__, "pool", str(self.port))
+        connect(self.port).close()
+        self.clients = [multiprocessing.connection.Client((HOST, self.port), authkey=b"key") for _ in range(4)]
+
+    def step(self, step):
+        for turn, client in enumerate(self.clients):
+            client.send([content(step + turn + part, 5000) for part in range(8)])
+        for turn, client in enumerate(self.clients):
+            wanted = [hashlib.sha256(content(step + turn + part, 5000)).hexdigest() for part in range(8)]
+            assert client.recv() == wanted, f"client {turn}"
+
+    def finish(self, steps):
+        self.clients[0].send(None)
+        ended(self.server)
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def pool(port):
+    def answer(client, workers):
+        while (parts := client.recv()) is not None:
+            client.send(workers.map(digest, parts, chunksize=1))
+        workers.terminate()
+        os._exit(0)
+
+    with multiprocessing.Pool(3) as workers:
+        listener = multiprocessing.connection.Listener((HOST, port), authkey=b"key")
+        while True:
+            try:
+                client = listener.accept()
+            except (EOFError, ConnectionError):
+                continue  # It only looked whether somebody is there.
+            threading.Thread(target=answer, args=(client, workers), daemon=True).start()
+
+
+class Git:
+    """A server of a repository that is cloned, pushed to and cloned again."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.environment = dict(os.environ, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_SYSTEM="/dev/null",
+                                GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a")
+        self.git("init", "-q", "--bare", "served/repository")
+        self.server = start("git", "daemon", "--base-path=served", "--export-all", "--enable=receive-pack",
+                            f"--listen={HOST}", f"--port={self.port}", "--reuseaddr")
+        connect(self.port).close()
+        self.address = f"git://{HOST}:{self.port}/repository"
+        self.git("clone", "-q", self.address, "work")
+
+    def git(self, *words):
+        found = subprocess.run(["git", *words], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True)
+        assert found.returncode == 0, f"git {words}: {found.returncode}, {found.stderr}"
+        return found.stdout
+
+    def step(self, step):
+        with open("work/file", "ab") as file:
+            file.write(content(step, 20000))
+        self.git("-C", "work", "add", "file")
+        self.git("-C", "work", "commit", "-q", "-m", f"step {step}")
+        self.git("-C", "work", "push", "-q", "origin", "HEAD:main")
+        name = f"clone{step}"
+        self.git("clone", "-q", "-b", "main", self.address, name)
+        assert self.git("-C", name, "rev-list", "--count", "HEAD") == b"%d\n" % step
+        with open(f"{name}/file", "rb") as one, open("work/file", "rb") as other:
+            assert one.read() == other.read()
+        subprocess.run(["rm", "-rf", name], check=True)
+
+    def finish(self, steps):
+        assert self.git("-C", "served/repository", "fsck", "--strict") == b""
+        self.server.terminate()
+        ended(self.server, -15)
+
+
+class Outside:
+    """A client that is no part of the job: what it was told holds, also when it has to connect again."""
+
+    def __init__(self, kind, port):
+        self.kind, self.port, self.server, self.count = kind, port, None, None
+
+    def connect(self):
+        """Asks how much of what it has done is there."""
+        if self.kind in ("redis", "memcached", "node", "java", "perl"):
+            self.server = Lines(int(self.port))
+        if self.kind == "redis":
+            self.server.send(b"INCRBY outside 0\r\n")
+            return int(self.server.line()[1:])
+        if self.kind == "memcached":
+            self.server.send(b"add outside 0 0 1\r\n0\r\n")
+            self.server.line()
+            self.server.send(b"incr outside 0\r\n")
+            return int(self.server.line())
+        if self.kind == "postgres":
+            server = globals()["Postgres"].client(self, HOST)
+            self.server = server
+            return int(self.query("select count(*) from outside"))
+        if self.kind == "agent":
+            self.server = socket.socket(socket.AF_UNIX)
+            self.server.connect(self.port)
+        return self.count
+
+    def query(self, question):
+        try:
+            self.server.stdin.write(f"{question};\n".encode())
+            self.server.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self.server.stdout.readline()
+        if not answer:
+            self.server.wait()
+            raise ConnectionResetError("the server has gone")
+        return answer
+
+    def step(self, step):
+        if self.kind == "redis":
+            self.server.send(b"INCR outside\r\n")
+            assert self.server.line() == b":%d" % step
+        elif self.kind == "memcached":
+            self.server.send(b"incr outside 1\r\n")
+            assert self.server.line() == b"%d" % step
+        elif self.kind == "postgres":
+            found = self.query(f"insert into outside values ({step}); select count(*) from outside")
+            assert int(found) == step, found
+        elif self.kind in ("nginx", "http"):
+            number, size = step % 10, 1 + (step % 10) ** 4 if self.kind == "nginx" else 30000 * (step % 10)
+            try:
+                with urllib.request.urlopen(f"http://{HOST}:{self.port}/{number}") as answer:
+                    found = answer.read()
+            except (urllib.error.URLError, http.client.HTTPException) as error:
+                raise ConnectionResetError(error) from error
+            assert found == content(number, size), f"file {number}: {len(found)} bytes"
+        elif self.kind == "agent":
+            agent = object.__new__(Agent)
+            agent.key = agent.keys(self.server)
+            assert agent.sign(self.server, b"text") == agent.sign(self.server, b"text")
+        elif self.kind == "dbus":
+            answer = subprocess.run(["dbus-send", f"--bus=unix:path={self.port}", "--print-reply",
+                                     "--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId"], capture_output=True)
+            if answer.returncode != 0:
+                raise ConnectionResetError(answer.stderr)
+        else:
+            line = content(step, 2000).hex().encode()
+            self.server.send(line + b"\n")
+            assert self.server.line() == hashlib.sha256(line).hexdigest().encode()
+
+    def run(self):
+        self.count = 0
+        while True:
+            try:
+                there = self.connect()
+                # What was answered, and what was asked but not answered.
+                assert self.count <= there <= self.count + 1, f"{there} after {self.count}"
+                self.count = there
+                while True:
+                    self.step(self.count + 1)
+                    self.count += 1
+                    os.write(1, f"step {self.count}\n".encode())
+                    time.sleep(0.002)
+            except (ConnectionError, TimeoutError, EOFError, FileNotFoundError) as error:
+                os.write(1, f"again after {self.count}: {error!r}\n".encode())
+                time.sleep(0.05)
+
+
+def outside(kind, folder):
+    path = f"{folder}/port"
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    with open(path) as file:
+        Outside(kind, file.read()).run()
+
+
 def echo(port):
     async def answer(reader, writer):
         while data := await reader.read(1500):
@@ -396,9 +811,12 @@ def echo(port):
 
 
 def main():
+    if sys.argv[1] == "outside":
+        outside(*sys.argv[2:])
+        return
     kind, steps = sys.argv[1], int(sys.argv[2])
-    if kind == "echo":
-        echo(steps)
+    if kind in ("echo", "pool"):
+        globals()[kind](steps)
         return
     server = globals()[kind.capitalize()]()
     for step in range(1, steps + 1):

@@ -1,6 +1,9 @@
 //! Servers and their clients that nobody wrote for us.
 
-use ulpm_tests::{Lab, Program, Result, checkpointed_equals_native, migrated_equals_native};
+use ulpm_tests::{
+    Lab, Pace, Program, Result, checkpointed_equals_native, ensure, is_root,
+    migrated_equals_native, program_path,
+};
 
 use crate::whole_life;
 
@@ -10,43 +13,165 @@ whole_life! {
     python_manager => Program::script(PYTHON, "unix_manager.py", 200);
 }
 
-/// Server and clients are one job, and the clients check every answer. They write files while they run.
-fn server(kind: &str) -> Program {
-    let path = ulpm_tests::program_path("servers.py").to_string_lossy().into_owned();
-    Program::new(kind, &[PYTHON, &path, kind, "120"], ulpm_tests::Pace::Steps).changes_files()
+fn script() -> String {
+    program_path("servers.py").to_string_lossy().into_owned()
 }
 
-fn lives(kind: &str) -> Result {
-    Lab::one_host(|lab| checkpointed_equals_native(lab, &server(kind), 5))
+/// Server and clients are one job, and the clients check every answer. They write files while they run.
+fn server(kind: &str, steps: u64) -> Program {
+    Program::new(kind, &[PYTHON, &script(), kind, &steps.to_string()], Pace::Steps).changes_files()
+}
+
+/// A program in several processes that send each other messages, without a server of its own.
+fn mpi(steps: u64) -> Program {
+    let ranks = program_path("mpi.py").to_string_lossy().into_owned();
+    let mut argv = vec!["mpirun", "--oversubscribe", "-n", "3"];
+    if is_root() {
+        argv.push("--allow-run-as-root");
+    }
+    let steps = steps.to_string();
+    argv.extend([PYTHON, &ranks, &steps]);
+    Program::new("mpi", &argv, Pace::Steps).changes_files()
+}
+
+/// ssh-agent does not let itself be looked into, and only root may do it all the same.
+fn needs_root(kind: &str) -> bool {
+    let needs = kind == "agent" && !is_root();
+    if needs {
+        println!("only root can save it: the run as root shows this");
+    }
+    needs
+}
+
+fn lives(program: &Program, generations: u64) -> Result {
+    if needs_root(&program.name) {
+        return Ok(());
+    }
+    Lab::one_host(|lab| checkpointed_equals_native(lab, program, generations))
 }
 
 /// A port cannot be had twice in one network, so this needs hosts that are more than a name.
-fn moves(kind: &str) -> Result {
+fn moves(program: &Program) -> Result {
     Lab::two_hosts(|lab| {
         if !lab.hosts[0].is_namespace() {
             println!("both hosts have one network: the run as root shows this");
             return Ok(());
         }
-        migrated_equals_native(lab, &server(kind))
+        migrated_equals_native(lab, program)
+    })
+}
+
+/// A client that is no part of the job sees nothing of checkpoints. A restart ends its connection, and what it was
+/// answered before still holds when it connects again.
+fn outside(kind: &str) -> Result {
+    if needs_root(kind) {
+        return Ok(());
+    }
+    Lab::one_host(|lab| {
+        let mut guest = lab.launch(&server(kind, 1 << 40))?;
+        let mut command = lab.hosts[0].command(PYTHON);
+        command.args([&script(), "outside", kind, &guest.dir.to_string_lossy()]);
+        let client = lab.start_command(0, "outside", command)?;
+        let mut step = client.wait_step(5)?;
+        for _ in 1..=5 {
+            lab.checkpoint(&guest)?;
+            step = client.wait_step(step + 5)?;
+        }
+        ensure!(!client.output().contains("again"), "it noticed: {}", client.output());
+        for restart in 1..=3 {
+            let checkpoint = lab.checkpoint_and_kill(&guest)?;
+            guest = lab.restart(&guest, &checkpoint.path)?;
+            guest.wait_running().map_err(|error| format!("restart {restart}: {error}"))?;
+            client.wait_step(client.last_step() + 5)?;
+            guest.wait_step(1)?;
+        }
+        ensure!(client.output().contains("again"), "nothing happened: {}", client.output());
+        guest.kill_tree()?;
+        Ok(())
     })
 }
 
 macro_rules! servers {
-    ($($kind:ident)+) => {
+    ($($kind:ident $steps:literal $generations:literal;)+) => {
         $(
             mod $kind {
                 #[test]
-                fn goes_on_from_five_checkpoints_in_a_row() -> ulpm_tests::Result {
-                    super::lives(stringify!($kind))
+                fn goes_on_from_checkpoints_in_a_row() -> ulpm_tests::Result {
+                    super::lives(&super::server(stringify!($kind), $steps), $generations)
                 }
 
                 #[test]
                 fn moves_there_and_back_and_there() -> ulpm_tests::Result {
-                    super::moves(stringify!($kind))
+                    super::moves(&super::server(stringify!($kind), $steps))
                 }
             }
         )+
     };
 }
 
-servers! { redis memcached nginx socat http asyncio }
+servers! {
+    redis 120 5;
+    memcached 120 5;
+    nginx 120 5;
+    socat 120 5;
+    http 120 5;
+    asyncio 120 5;
+    multiprocessing 120 5;
+    openssl 120 5;
+    dbus 50 3;
+    agent 120 5;
+    perl 120 5;
+    node 120 5;
+    java 100 3;
+}
+
+/// Postgres does not run as root, nor a program that has changed its user under ULPM.
+#[test]
+fn postgres() -> Result {
+    if is_root() {
+        println!("postgres refuses root: the run as another user shows this");
+        return Ok(());
+    }
+    lives(&server("postgres", 100), 5)
+}
+
+#[test]
+fn git_daemon() -> Result {
+    lives(&server("git", 30), 2)
+}
+
+mod openmpi {
+    #[test]
+    fn goes_on_from_checkpoints_in_a_row() -> ulpm_tests::Result {
+        super::lives(&super::mpi(120), 5)
+    }
+
+    #[test]
+    fn moves_there_and_back_and_there() -> ulpm_tests::Result {
+        super::moves(&super::mpi(120))
+    }
+}
+
+macro_rules! clients_outside {
+    ($($kind:ident)+) => {
+        mod client_outside {
+            $(
+                #[test]
+                fn $kind() -> ulpm_tests::Result {
+                    super::outside(stringify!($kind))
+                }
+            )+
+
+            #[test]
+            fn postgres() -> ulpm_tests::Result {
+                if ulpm_tests::is_root() {
+                    println!("postgres refuses root: the run as another user shows this");
+                    return Ok(());
+                }
+                super::outside("postgres")
+            }
+        }
+    };
+}
+
+clients_outside! { redis memcached nginx http dbus agent perl node java }
