@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ulpm_cluster::Cluster;
+
 use crate::codec::{self, CodecError};
 use crate::message::{Refusal, Reply, Request};
 use crate::{exit, place};
@@ -136,6 +138,7 @@ impl ClientError {
             Self::Unreachable { .. } | Self::Start { .. } => exit::UNAVAILABLE,
             Self::Codec(CodecError::Version { .. } | CodecError::NotAFrame(_)) => exit::PROTOCOL,
             Self::Codec(CodecError::Closed | CodecError::Io(_)) => exit::UNAVAILABLE,
+            Self::Codec(CodecError::Cluster) => exit::NO_PERMISSION,
             Self::Codec(_) | Self::Unexpected(_) => exit::PROTOCOL,
             Self::Refused(refused) => refused.code,
         }
@@ -151,7 +154,7 @@ impl ClientError {
 #[derive(Debug)]
 enum Stream {
     Unix(UnixStream),
-    Tcp(TcpStream),
+    Tcp(ulpm_cluster::Stream),
 }
 
 /// A connection to a coordinator.
@@ -187,7 +190,10 @@ impl Write for Stream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            Self::Unix(stream) => stream.flush(),
+            Self::Tcp(stream) => stream.flush(),
+        }
     }
 }
 
@@ -200,11 +206,25 @@ impl Client {
     pub fn connect(address: &Address) -> Result<Self, ClientError> {
         let stream = match address {
             Address::Socket(path) => UnixStream::connect(path).map(Stream::Unix),
-            Address::Tcp(address) => connect_tcp(address).map(Stream::Tcp),
+            Address::Tcp(address) => {
+                own_cluster().and_then(|tls| connect_tcp(address, tls)).map(Stream::Tcp)
+            }
         };
         let unreachable =
             |source| ClientError::Unreachable { address: address.to_string(), source };
         stream.map(|stream| Self { stream }).map_err(unreachable)
+    }
+
+    /// Connects to the coordinator of another host, `HOST:PORT`, as somebody else than this host is.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Unreachable`]
+    pub fn connect_as(address: &str, cluster: &Cluster) -> Result<Self, ClientError> {
+        let tls = cluster.client().map_err(io::Error::other);
+        tls.and_then(|tls| connect_tcp(address, Some(tls)))
+            .map(|stream| Self { stream: Stream::Tcp(stream) })
+            .map_err(|source| ClientError::Unreachable { address: address.into(), source })
     }
 
     /// Connects to a coordinator, and starts it where nobody listens on a socket.
@@ -296,19 +316,31 @@ impl Client {
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ClientError> {
         let done = match &self.stream {
             Stream::Unix(stream) => stream.set_read_timeout(timeout),
-            Stream::Tcp(stream) => stream.set_read_timeout(timeout),
+            Stream::Tcp(stream) => stream.tcp().set_read_timeout(timeout),
         };
         done.map_err(|error| CodecError::Io(error).into())
     }
 }
 
-fn connect_tcp(address: &str) -> io::Result<TcpStream> {
+type Tls = std::sync::Arc<rustls::ClientConfig>;
+
+/// What this host shows to others of its cluster; `None` outside of one.
+fn own_cluster() -> io::Result<Option<Tls>> {
+    let Some(dir) = ulpm_cluster::dir() else { return Ok(None) };
+    let cluster = Cluster::open(&dir).map_err(io::Error::other)?;
+    cluster.map(|cluster| cluster.client().map_err(io::Error::other)).transpose()
+}
+
+fn connect_tcp(address: &str, tls: Option<Tls>) -> io::Result<ulpm_cluster::Stream> {
     use std::net::ToSocketAddrs;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+                let stream = ulpm_cluster::Stream::connect(stream, tls)?;
+                stream.tcp().set_read_timeout(None)?;
                 return Ok(stream);
             }
             Err(error) => last = error,

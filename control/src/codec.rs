@@ -33,6 +33,11 @@ pub enum CodecError {
         "the other side does not speak ULPM's protocol: found {0:02x?} where a frame should start"
     )]
     NotAFrame([u8; 4]),
+    /// It is the alert of somebody who wanted to hear TLS.
+    #[error(
+        "the other side is of a cluster, and talks to hosts of that only: see ulpm_coordinator --join-cluster"
+    )]
+    Cluster,
     /// Made by another version.
     #[error(
         "the other side speaks version {found} of the protocol and this is version {VERSION}: use the same release of ULPM on both sides"
@@ -80,6 +85,16 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     Ok(frame)
 }
 
+/// Tells what is no frame but an alert of TLS, which is shorter than a header.
+///
+/// # Errors
+///
+/// [`CodecError::Cluster`]
+pub fn refuse_alert(start: &[u8]) -> Result<(), CodecError> {
+    // RFC 8446, 5.1: content type 21 is an alert, and what stands for the version is 3.x.
+    if start.starts_with(&[21, 3]) { Err(CodecError::Cluster) } else { Ok(()) }
+}
+
 /// Length of the payload that follows this header.
 ///
 /// # Errors
@@ -87,6 +102,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
 /// [`CodecError`]: the connection is of no further use.
 pub fn payload_len(header: [u8; HEADER_LEN]) -> Result<usize, CodecError> {
     let [m0, m1, m2, m3, v0, v1, _, _, l0, l1, l2, l3] = header;
+    refuse_alert(&header)?;
     if [m0, m1, m2, m3] != MAGIC {
         return Err(CodecError::NotAFrame([m0, m1, m2, m3]));
     }
@@ -122,6 +138,7 @@ pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
 /// [`CodecError`]: part of the frame may have been written.
 pub fn write<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), CodecError> {
     to.write_all(&encode(message)?)?;
+    to.flush()?;
     Ok(())
 }
 
@@ -136,7 +153,10 @@ pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<T, CodecError> 
     while have < HEADER_LEN {
         match from.read(&mut header[have..]) {
             Ok(0) if have == 0 => return Err(CodecError::Closed),
-            Ok(0) => return Err(CodecError::Io(std::io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) => {
+                refuse_alert(&header[..have])?;
+                return Err(CodecError::Io(std::io::ErrorKind::UnexpectedEof.into()));
+            }
             Ok(len) => have += len,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),

@@ -203,6 +203,13 @@ pub enum Request {
         /// From [`PeerMessage::Accept`].
         token: String,
     },
+    /// From a newcomer with an invitation to the cluster, who may ask for nothing else. [`Reply::Joined`].
+    Join {
+        /// The name that it is to have.
+        name: String,
+        /// A certificate signing request.
+        request: Vec<u8>,
+    },
 }
 
 /// From a coordinator.
@@ -240,6 +247,13 @@ pub enum Reply {
     Migrated(Vec<Migrated>),
     /// A part of a log.
     Output(Vec<u8>),
+    /// The newcomer is a member of the cluster.
+    Joined {
+        /// Its certificate.
+        certificate: Vec<u8>,
+        /// Certificates that count no more.
+        revoked: Option<Vec<u8>>,
+    },
 }
 
 /// Why something cannot be done.
@@ -441,6 +455,8 @@ pub struct Offer {
     pub files: Files,
     /// What becomes of sockets that are connected to programs outside the job.
     pub outside: Outside,
+    /// Certificates that count no more, as the source knows.
+    pub revoked: Option<Vec<u8>>,
 }
 
 /// Between two coordinators, after [`Request::Offer`].
@@ -460,6 +476,8 @@ pub enum PeerMessage {
     Accept {
         /// Names this hand-over.
         token: String,
+        /// Certificates that count no more, as the target knows.
+        revoked: Option<Vec<u8>>,
     },
     /// It cannot go on.
     Refuse {

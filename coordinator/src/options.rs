@@ -14,18 +14,46 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
-    /// Address for tools and coordinators of other hosts, such as 0.0.0.0:3490; without a port, 3490.
-    /// Whoever can connect there can run programs as you.
+    /// Address for other hosts, such as 0.0.0.0:3490; without a port, 3490. Beyond the loopback only hosts of
+    /// the cluster are listened to.
     #[arg(short = 'n', long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
 
-    /// Port for tools and coordinators of other hosts, on all addresses unless --listen names one
+    /// Port for other hosts, on all addresses unless --listen names one
     #[arg(short = 'p', long, value_name = "PORT")]
     pub port: Option<u16>,
 
     /// Directory for what outlives a coordinator [default: where the socket is, or SOCKET.d]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// Make a cluster, of which this host is the first: hosts that may send each other jobs
+    #[arg(long, group = "membership", help_heading = "Cluster")]
+    pub init_cluster: bool,
+
+    /// Print an invitation, good for one host to join the cluster. Whoever has it can join.
+    #[arg(long, group = "membership", help_heading = "Cluster")]
+    pub invite: bool,
+
+    /// Seconds that an invitation lasts
+    #[arg(long, value_name = "SECS", requires = "invite", default_value_t = crate::membership::INVITATION_SECS, value_parser = clap::value_parser!(u64).range(1..=30 * 86400), help_heading = "Cluster")]
+    pub invitation_secs: u64,
+
+    /// Join the cluster that has sent this invitation
+    #[arg(long, group = "membership", value_name = "INVITATION", help_heading = "Cluster")]
+    pub join_cluster: Option<String>,
+
+    /// Show a host out of the cluster
+    #[arg(long, group = "membership", value_name = "NAME", help_heading = "Cluster")]
+    pub revoke: Option<String>,
+
+    /// The name of this host in the cluster [default: USER@HOST]
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
+    pub name: Option<String>,
+
+    /// Directory of the cluster's keys [default: $ULPM_CLUSTER or ~/.config/ulpm/cluster]
+    #[arg(long, value_name = "DIR", help_heading = "Cluster")]
+    pub cluster: Option<PathBuf>,
 
     /// Seconds that a job may take to stop for a checkpoint
     #[arg(long, value_name = "SECS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -45,6 +73,19 @@ pub struct Options {
 }
 
 impl Options {
+    /// The socket for tools and programs.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(ulpm_control::place::socket)
+    }
+
+    /// Where the cluster's files are; `None` without a home.
+    #[must_use]
+    pub fn cluster(&self) -> Option<PathBuf> {
+        let given = self.cluster.as_ref().and_then(|dir| std::path::absolute(dir).ok());
+        given.or_else(ulpm_cluster::dir)
+    }
+
     /// Where to listen for other hosts; `None` is nowhere.
     #[must_use]
     pub fn listen(&self) -> Option<String> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ulpm_control::{exit, place};
 
+use crate::membership::{self, MembershipError};
 use crate::options::Options;
 use crate::server::{self, Shared};
 use crate::state::{StateDir, StateError};
@@ -37,6 +38,19 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// Who may talk to whom.
+    #[error("the cluster")]
+    Membership(#[from] MembershipError),
+    /// Nobody may listen there.
+    #[error(
+        "cannot listen on {address} for other hosts without a cluster: whoever could connect would run programs as you"
+    )]
+    NoCluster {
+        /// Where.
+        address: String,
+        /// Why.
+        source: MembershipError,
+    },
     /// The system refuses something.
     #[error("cannot {what}")]
     Io {
@@ -59,6 +73,7 @@ impl RunError {
             Self::State(StateError::Unsafe { .. }) => exit::NO_PERMISSION,
             Self::State(StateError::Io { .. }) | Self::Socket { .. } => exit::CANT_CREATE,
             Self::Listen { .. } => exit::UNAVAILABLE,
+            Self::Membership(error) | Self::NoCluster { source: error, .. } => error.exit_code(),
             Self::Io { .. } => exit::OS,
             Self::Daemon(code) => *code,
         }
@@ -75,6 +90,10 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> RunError {
 ///
 /// [`RunError`]
 pub fn run(options: &Options) -> Result<(), RunError> {
+    if let Some(said) = membership::act(options)? {
+        println!("{said}");
+        return Ok(());
+    }
     if options.daemon { start_daemon(options) } else { run_here(options) }
 }
 
@@ -84,7 +103,11 @@ fn start_daemon(options: &Options) -> Result<(), RunError> {
     let program = std::env::current_exe().map_err(&cannot)?;
     let mut command = Command::new(program);
     command.arg("--detached").arg(format!("--freeze-timeout={}", options.freeze_timeout));
-    let pairs = [("--socket", &options.socket), ("--state-dir", &options.state_dir)];
+    let pairs = [
+        ("--socket", &options.socket),
+        ("--state-dir", &options.state_dir),
+        ("--cluster", &options.cluster),
+    ];
     for (name, path) in pairs {
         if let Some(path) = path {
             command.arg(name).arg(std::path::absolute(path).map_err(&cannot)?);
@@ -121,10 +144,8 @@ fn run_here(options: &Options) -> Result<(), RunError> {
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     raise_limits();
-    let socket = match &options.socket {
-        Some(path) => std::path::absolute(path).map_err(io_error("find the current directory"))?,
-        None => place::socket(),
-    };
+    let socket =
+        std::path::absolute(options.socket()).map_err(io_error("find the current directory"))?;
     let state_dir = match &options.state_dir {
         Some(path) => std::path::absolute(path).map_err(io_error("find the current directory"))?,
         None => place::state_dir_of(&socket),
@@ -142,8 +163,12 @@ fn run_here(options: &Options) -> Result<(), RunError> {
             tokio::net::UnixListener::from_std(listener).map_err(io_error("use the socket"))?;
         let tcp = match options.listen() {
             Some(address) => {
-                let bound = tokio::net::TcpListener::bind(&address).await;
-                Some(bound.map_err(|source| RunError::Listen { address, source })?)
+                let failed = |source| RunError::Listen { address: address.clone(), source };
+                let bound = tokio::net::TcpListener::bind(&address).await.map_err(failed)?;
+                let at = bound.local_addr().map_err(failed)?;
+                membership::may_listen(options.cluster().as_ref(), at)
+                    .map_err(|source| RunError::NoCluster { address, source })?;
+                Some(bound)
             }
             None => None,
         };
@@ -153,8 +178,12 @@ fn run_here(options: &Options) -> Result<(), RunError> {
         }
         start_tracing(options.verbose);
         tracing::info!("coordinator {} at {}", env!("CARGO_PKG_VERSION"), socket.display());
-        let shared =
-            Shared::new(state, socket.clone(), Duration::from_secs(options.freeze_timeout));
+        let shared = Shared::new(
+            state,
+            socket.clone(),
+            Duration::from_secs(options.freeze_timeout),
+            options.cluster(),
+        );
         shared.take_up();
         if options.detached {
             tell_ready().map_err(io_error("say that it is ready"))?;

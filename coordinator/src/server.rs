@@ -9,12 +9,13 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
+use ulpm_cluster::Role;
 use ulpm_control::codec::{self, CodecError};
 use ulpm_control::manifest::check_name;
 use ulpm_control::message::{
-    Checkpointed, JobOpened, Migrated, MovedJob, OpenJob, Policy, Progress, Refusal, Restart,
-    Status, Stream,
+    Checkpointed, JobOpened, Migrated, MovedJob, OpenJob, PeerMessage, Policy, Progress, Refusal,
+    Restart, Status, Stream,
 };
 use ulpm_control::{JobId, Reply, Request, exit, host, place};
 use ulpm_protocol::handover::Word;
@@ -26,7 +27,9 @@ use crate::generation;
 use crate::job::{Command, Event, Handle, Job, Then};
 use crate::kernel::Mapped;
 use crate::manager::Manager;
+use crate::membership;
 use crate::migrate::{self, Hold, Incoming, Manner};
+use crate::network::{self, Caller, Network};
 use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
 use crate::wire;
 
@@ -37,6 +40,9 @@ const RECORDS: usize = 64;
 /// How often a log is looked at that is followed.
 const FOLLOW: Duration = Duration::from_millis(50);
 
+/// How long a connection from another host may take to say what it is about.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
 /// What all tasks share.
 #[derive(Debug)]
 pub struct Shared {
@@ -44,6 +50,7 @@ pub struct Shared {
     pub(crate) socket: PathBuf,
     pub(crate) host: String,
     pub(crate) deadline: Duration,
+    pub(crate) network: Network,
     listen: Mutex<Option<String>>,
     jobs: Mutex<BTreeMap<JobId, Handle>>,
     moved: Mutex<BTreeMap<JobId, Moved>>,
@@ -102,12 +109,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// Makes the state of a coordinator, without the jobs that its predecessor left.
     #[must_use]
-    pub fn new(state: StateDir, socket: PathBuf, deadline: Duration) -> Arc<Self> {
+    pub fn new(
+        state: StateDir,
+        socket: PathBuf,
+        deadline: Duration,
+        cluster: Option<PathBuf>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             state,
             socket,
             host: host::name(),
             deadline,
+            network: Network::new(cluster),
             listen: Mutex::default(),
             jobs: Mutex::default(),
             moved: Mutex::default(),
@@ -163,7 +176,7 @@ impl Shared {
         tokio::spawn(async move {
             let record = lock(&shared.moved).get(&id).map(|moved| moved.record.clone());
             let Some(record) = record else { return };
-            let finished = migrate::follow(&record).await;
+            let finished = migrate::follow(&shared.network, &record).await;
             tracing::info!(
                 "job {}, which went to {}, has ended: {finished:?}",
                 record.name,
@@ -630,9 +643,7 @@ pub async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     if let Some(tcp) = &tcp {
         let address = tcp.local_addr()?;
-        tracing::warn!(
-            "listening on {address}: whoever can connect there can run programs as this user"
-        );
+        tracing::info!("listening on {address}");
         *lock(&shared.listen) = Some(address.to_string());
     }
     let accept_tcp = async || match &tcp {
@@ -657,7 +668,12 @@ pub async fn serve(
                     tracing::debug!("{from} connects");
                     let _ = stream.set_nodelay(true);
                     keep_alive(&stream);
-                    tokio::spawn(serve_tcp(Arc::clone(shared), stream));
+                    match shared.network.admit() {
+                        Some(leave) => {
+                            tokio::spawn(serve_tcp(Arc::clone(shared), stream, leave));
+                        }
+                        None => tracing::warn!("{from} is turned away: too many connect at once"),
+                    }
                 }
                 Err(error) => out_of_descriptors(&error).await,
             },
@@ -702,17 +718,84 @@ async fn serve_unix(shared: Arc<Shared>, mut stream: UnixStream) {
     }
 }
 
-async fn serve_tcp(shared: Arc<Shared>, mut stream: TcpStream) {
-    match wire::read(&mut stream).await {
-        Ok(Request::Offer(offer)) => migrate::receive(&shared, stream, *offer).await,
-        Ok(Request::Image { token, virt }) => {
-            migrate::receive_image_of(&shared, &token, virt, stream).await;
+/// Serves somebody who is not known yet, and may be anybody.
+async fn serve_tcp(shared: Arc<Shared>, stream: TcpStream, leave: OwnedSemaphorePermit) {
+    let from = stream.peer_addr().map_or_else(|_| "somebody".into(), |from| from.to_string());
+    let (mut link, caller) = match shared.network.accept(stream).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            tracing::warn!("{from} is turned away: {error}");
+            return;
         }
-        Ok(request) => {
-            let (mut reader, mut writer) = stream.into_split();
+    };
+    let Ok(first) = tokio::time::timeout(FIRST_WORD, wire::read(&mut link)).await else {
+        tracing::warn!("{from} is turned away: it says nothing");
+        return;
+    };
+    drop(leave);
+    let request = match first {
+        Ok(request) => request,
+        Err(error) => return refuse_frame(&mut link, &error).await,
+    };
+    if let Err(refusal) = may_ask(&shared, &caller, &request) {
+        tracing::warn!("{from} is turned away: {}", refusal.chain.join(": "));
+        let _ = if matches!(request, Request::Offer(_)) {
+            let refuse = PeerMessage::Refuse { chain: refusal.chain, image: None };
+            wire::write(&mut link, &refuse).await
+        } else {
+            wire::write(&mut link, &Reply::Error(refusal)).await
+        };
+        return;
+    }
+    match request {
+        Request::Offer(offer) => migrate::receive(&shared, link, *offer).await,
+        Request::Image { token, virt } => {
+            migrate::receive_image_of(&shared, &token, virt, link).await;
+        }
+        Request::Join { name, request } => {
+            let reply = match membership::admit(&shared.network, &caller, &name, &request) {
+                Ok(reply) => reply,
+                Err(error) => Reply::Error(Refusal {
+                    code: exit::NO_PERMISSION,
+                    chain: ulpm_control::chain(&error),
+                }),
+            };
+            let _ = wire::write(&mut link, &reply).await;
+        }
+        request => {
+            let (mut reader, mut writer) = tokio::io::split(link);
             serve_tool(&shared, &mut reader, &mut writer, request).await;
         }
-        Err(error) => refuse_frame(&mut stream, &error).await,
+    }
+}
+
+/// Whether somebody may ask for that.
+fn may_ask(shared: &Shared, caller: &Caller, request: &Request) -> Result<(), Refusal> {
+    let no = |text: String| Refusal { code: exit::NO_PERMISSION, chain: vec![text] };
+    match (caller, request) {
+        (Caller::Known(Role::Invitation(_)), Request::Join { .. }) => Ok(()),
+        (Caller::Known(Role::Invitation(_)), _) => {
+            Err(no("an invitation is good for joining the cluster, and nothing else".into()))
+        }
+        (_, Request::Join { .. }) => Err(no("only who was invited can join".into())),
+        (Caller::Known(Role::Member(name)), _) => match shared.network.cluster() {
+            Ok(Some(cluster)) if cluster.allows(name) => Ok(()),
+            _ => Err(no(format!(
+                "{name} may not send anything to {}: its list of who may \
+                                does not have that name",
+                shared.host
+            ))),
+        },
+        // Whoever has the token has been let in before.
+        (Caller::Local { .. }, Request::Image { .. }) => Ok(()),
+        (Caller::Local { ends }, _) => {
+            let me = nix::unistd::geteuid().as_raw();
+            match network::owner(*ends) {
+                Some(user) if user == me || user == 0 => Ok(()),
+                Some(user) => Err(no(format!("user {user} has no business here"))),
+                None => Err(no("which user connects is not known".into())),
+            }
+        }
     }
 }
 
@@ -908,7 +991,7 @@ async fn answer(
                 chain: vec!["no job has come here by that hand-over".into()],
             }),
         },
-        Request::Offer(_) | Request::Image { .. } => Reply::Error(Refusal {
+        Request::Offer(_) | Request::Image { .. } | Request::Join { .. } => Reply::Error(Refusal {
             code: exit::PROTOCOL,
             chain: vec!["jobs come over TCP only".into()],
         }),

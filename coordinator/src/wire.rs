@@ -30,6 +30,7 @@ pub(crate) async fn read_after<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
     first: [u8; 4],
 ) -> Result<T, CodecError> {
+    codec::refuse_alert(&first)?;
     let mut header = [0; HEADER_LEN];
     header[..4].copy_from_slice(&first);
     from.read_exact(&mut header[4..]).await?;

@@ -713,10 +713,11 @@ fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
         force: false,
         files: Files::Continue,
         outside: Outside::Reset,
+        revoked: None,
     };
     codec::write(&mut peer, &Request::Offer(Box::new(offer))).unwrap();
     let token = match codec::read(&mut peer).unwrap() {
-        PeerMessage::Accept { token } => token,
+        PeerMessage::Accept { token, .. } => token,
         other => panic!("{other:?}"),
     };
     let mut image = TcpStream::connect(target).unwrap();
@@ -831,6 +832,7 @@ fn an_image_that_is_cut_off_is_not_taken() {
         force: false,
         files: Files::Continue,
         outside: Outside::Reset,
+        revoked: None,
     };
     codec::write(&mut peer, &Request::Offer(Box::new(offer.clone()))).unwrap();
     let answer: PeerMessage = codec::read(&mut peer).unwrap();
@@ -842,7 +844,9 @@ fn an_image_that_is_cut_off_is_not_taken() {
     let mut peer = TcpStream::connect(&listen).unwrap();
     let offer = Offer { force: true, ..offer };
     codec::write(&mut peer, &Request::Offer(Box::new(offer))).unwrap();
-    let PeerMessage::Accept { token } = codec::read(&mut peer).unwrap() else { panic!("refused") };
+    let PeerMessage::Accept { token, .. } = codec::read(&mut peer).unwrap() else {
+        panic!("refused")
+    };
     let mut image = TcpStream::connect(&listen).unwrap();
     codec::write(&mut image, &Request::Image { token, virt: 5 }).unwrap();
     image.write_all(b"\x03\0\0\0ab").unwrap();

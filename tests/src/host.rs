@@ -23,6 +23,8 @@ pub struct Host {
     /// The coordinator's state directory.
     pub state_dir: PathBuf,
     namespace: Option<String>,
+    /// Keys of the cluster that it is in, if it is in one.
+    cluster: Mutex<PathBuf>,
     /// Where the coordinator listens for others; with port 0 until it runs.
     listen: Mutex<String>,
     log: PathBuf,
@@ -102,6 +104,7 @@ impl Host {
             socket: dir.join("sock"),
             state_dir: dir.join("state"),
             namespace,
+            cluster: Mutex::new(lab.join("cluster")),
             listen: Mutex::new(listen.into()),
             log: dir.join("log"),
             coordinator: Mutex::new(None),
@@ -109,6 +112,22 @@ impl Host {
             bin: bin.into(),
             clock: None,
         })
+    }
+
+    /// Where the keys of its cluster are, which all hosts of a lab share at first.
+    #[must_use]
+    pub fn cluster(&self) -> PathBuf {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes it out of the lab's cluster; it may make or join another.
+    pub fn leave_cluster(&self) {
+        self.enter_cluster(&self.lab.join(&self.name).join("cluster"));
+    }
+
+    /// Makes it one of the cluster whose files are there, from its coordinator's next start on.
+    pub fn enter_cluster(&self, dir: &Path) {
+        *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = dir.to_owned();
     }
 
     /// Whether it is a network of its own.
@@ -164,6 +183,7 @@ impl Host {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("RUST_BACKTRACE", "1")
             .env("TMPDIR", self.lab.join("tmp"))
+            .env("ULPM_CLUSTER", self.cluster())
             .env("ULPM_COORDINATOR", &self.socket)
             .env("ULPM_TEST_LAB", &self.lab)
             .current_dir(&self.lab);
@@ -304,7 +324,11 @@ impl Host {
     }
 
     /// Lets the coordinator end as a user would, if it runs.
-    pub(crate) fn quit_coordinator(&self) -> Result {
+    ///
+    /// # Errors
+    ///
+    /// When it does not end in time.
+    pub fn quit_coordinator(&self) -> Result {
         let Some(mut child) =
             self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).take()
         else {

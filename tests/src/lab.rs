@@ -173,6 +173,12 @@ impl Lab {
         });
         let result = catch_unwind(AssertUnwindSafe(|| -> Result {
             if !lab.bin.as_os_str().is_empty() {
+                if let Some(host) = lab.hosts.first().filter(|host| host.is_namespace()) {
+                    // Beyond the loopback, only hosts of a cluster are talked to.
+                    let mut make = host.tool("ulpm_coordinator");
+                    make.arg("--init-cluster");
+                    lab.output(make)?.success()?;
+                }
                 for host in &lab.hosts {
                     host.start_coordinator()?;
                 }

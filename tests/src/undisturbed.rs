@@ -204,7 +204,7 @@ pub fn there_and_back(lab: &Lab, program: &Program, moves: u64) -> Result {
 ///
 /// When that is no number.
 pub fn all_the_time() -> Result<Duration> {
-    let seconds = std::env::var("ULPM_TEST_SECONDS").unwrap_or_else(|_| "10".into());
+    let seconds = std::env::var("ULPM_TEST_SECONDS").unwrap_or_else(|_| "3".into());
     Ok(Duration::from_secs(seconds.parse()?))
 }
 

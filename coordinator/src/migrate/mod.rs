@@ -26,18 +26,14 @@ pub(crate) use target::{Hold, Incoming, receive, receive_image_of, recover, star
 use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::WriteHalf;
 use tokio::sync::mpsc;
 use ulpm_control::codec::CodecError;
 use ulpm_control::message::PeerMessage;
-use ulpm_control::place;
 
-use crate::server::keep_alive;
+use crate::network::Link;
 use crate::wire;
 
-/// How long a connection to the target may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a plain answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -45,12 +41,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Peer {
     messages: mpsc::UnboundedReceiver<Result<PeerMessage, CodecError>>,
-    writer: OwnedWriteHalf,
+    writer: WriteHalf<Link>,
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> Self {
-        let (mut reader, writer) = stream.into_split();
+    fn new(link: Link) -> Self {
+        let (mut reader, writer) = tokio::io::split(link);
         let (sender, messages) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             loop {
@@ -105,47 +101,4 @@ async fn within<T>(
 
 fn unexpected(message: &PeerMessage) -> CodecError {
     CodecError::Payload(format!("{message:?} was not expected now"))
-}
-
-/// Adds the default port where there is none.
-fn with_port(target: &str) -> String {
-    let has_port = match target.rsplit_once(':') {
-        // An address of version 6 without brackets has no port.
-        Some((host, port)) => {
-            port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
-        }
-        None => false,
-    };
-    if has_port {
-        target.into()
-    } else if target.contains(':') && !target.starts_with('[') {
-        format!("[{target}]:{}", place::DEFAULT_PORT)
-    } else {
-        format!("{target}:{}", place::DEFAULT_PORT)
-    }
-}
-
-async fn connect(target: &str) -> io::Result<TcpStream> {
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(with_port(target)))
-        .await
-        .map_err(late)??;
-    stream.set_nodelay(true)?;
-    keep_alive(&stream);
-    Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_added_where_there_is_none() {
-        assert_eq!(with_port("b"), "b:3490");
-        assert_eq!(with_port("b:1"), "b:1");
-        assert_eq!(with_port("10.0.0.2"), "10.0.0.2:3490");
-        assert_eq!(with_port("::1"), "[::1]:3490");
-        assert_eq!(with_port("[::1]"), "[::1]:3490");
-        assert_eq!(with_port("[::1]:7"), "[::1]:7");
-    }
 }

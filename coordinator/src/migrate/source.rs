@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,11 +21,12 @@ use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
 use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, ToManager};
 use ulpm_protocol::table::Handover;
 
-use super::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Peer, connect, unexpected, with_port, within};
+use super::{ANSWER_TIMEOUT, Peer, unexpected, within};
 use crate::barrier::{Capture, Captured, Pid};
 use crate::error::{JobError, Remote};
 use crate::fault;
 use crate::job::{Barrier, Frozen, Job, PROGRESS, Patience, STUCK, encode_zombies, millis};
+use crate::network::{CONNECT_TIMEOUT, Network, with_port};
 use crate::process;
 use crate::state::{self, Finished, MovedRecord};
 use crate::wire;
@@ -39,7 +40,7 @@ const CHUNK: usize = 256 * 1024;
 #[derive(Debug, Default)]
 struct Transfer {
     sent: Arc<AtomicU64>,
-    streams: Arc<Mutex<Vec<StdTcpStream>>>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Drop for Transfer {
@@ -57,7 +58,7 @@ impl Transfer {
     /// Starts to send what comes out of a pipe; the result goes to `done`.
     fn start(
         &self,
-        target: SocketAddr,
+        target: &Target,
         token: &str,
         virt: i32,
         pipe: OwnedFd,
@@ -67,24 +68,36 @@ impl Transfer {
         let sent = Arc::clone(&self.sent);
         let streams = Arc::clone(&self.streams);
         let done = done.clone();
+        let target = target.clone();
         tokio::task::spawn_blocking(move || {
-            let result = send_image(target, &request, File::from(pipe), &sent, &streams);
+            let result = send_image(&target, &request, File::from(pipe), &sent, &streams);
             let _ = done.send((virt, result));
         });
     }
 }
 
+/// Where images go.
+#[derive(Clone, Debug)]
+struct Target {
+    address: SocketAddr,
+    /// Between hosts of a cluster.
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
 fn send_image(
-    target: SocketAddr,
+    target: &Target,
     request: &Request,
     mut pipe: File,
     sent: &AtomicU64,
-    streams: &Mutex<Vec<StdTcpStream>>,
+    streams: &Mutex<Vec<TcpStream>>,
 ) -> io::Result<u64> {
-    let mut stream = StdTcpStream::connect_timeout(&target, CONNECT_TIMEOUT)?;
-    stream.set_write_timeout(Some(STUCK))?;
-    stream.set_nodelay(true)?;
-    streams.lock().unwrap_or_else(PoisonError::into_inner).push(stream.try_clone()?);
+    let tcp = TcpStream::connect_timeout(&target.address, CONNECT_TIMEOUT)?;
+    tcp.set_write_timeout(Some(STUCK))?;
+    tcp.set_nodelay(true)?;
+    // The other side answers when it has all.
+    tcp.set_read_timeout(Some(STUCK))?;
+    streams.lock().unwrap_or_else(PoisonError::into_inner).push(tcp.try_clone()?);
+    let mut stream = ulpm_cluster::Stream::connect(tcp, target.tls.clone())?;
     stream.write_all(&codec::encode(request).map_err(io::Error::other)?)?;
     let mut buffer = vec![0; 4 + CHUNK];
     let mut total: u64 = 0;
@@ -97,8 +110,7 @@ fn send_image(
         buffer[..4].copy_from_slice(&prefix);
         stream.write_all(&buffer[..4 + len])?;
         if len == 0 {
-            // The other side answers when it has all.
-            stream.set_read_timeout(Some(STUCK))?;
+            stream.flush()?;
             stream.read_exact(&mut [0])?;
             return Ok(total);
         }
@@ -130,7 +142,7 @@ struct Leaving<'a> {
     progress: &'a mpsc::UnboundedSender<Progress>,
     began: Instant,
     peer: Option<Peer>,
-    address: Option<SocketAddr>,
+    images_to: Option<Target>,
     /// Names the hand-over on the target.
     token: String,
     frozen: Option<Frozen>,
@@ -159,7 +171,7 @@ impl Leaving<'_> {
     /// What a message, or its absence, means.
     fn heard(&mut self, message: Result<PeerMessage, CodecError>) -> SourceEvent {
         match message {
-            Ok(PeerMessage::Accept { token }) => {
+            Ok(PeerMessage::Accept { token, .. }) => {
                 self.token = token;
                 SourceEvent::Got(Message::Accept)
             }
@@ -221,7 +233,7 @@ impl Job {
                 progress,
                 began: Instant::now(),
                 peer: None,
-                address: None,
+                images_to: None,
                 token: String::new(),
                 frozen: None,
                 manifest: None,
@@ -283,7 +295,12 @@ impl Job {
         };
         let Some(peer) = &mut leaving.peer else { return leaving.lost(CodecError::Closed) };
         match self.meanwhile(&matters, peer.next_within(timeout)).await {
-            Ok(message) => leaving.heard(message),
+            Ok(message) => {
+                if let Ok(PeerMessage::Accept { revoked, .. }) = &message {
+                    self.shared.network.learn(revoked.as_deref());
+                }
+                leaving.heard(message)
+            }
             Err(why) => leaving.because(why, SourceEvent::Failed),
         }
     }
@@ -356,21 +373,25 @@ impl Job {
 
     async fn send_offer(&mut self, leaving: &mut Leaving<'_>) -> Option<SourceEvent> {
         let nobody = BTreeSet::new();
-        let connected = self.meanwhile(&nobody, connect(&leaving.target)).await;
-        let connected = connected.and_then(|stream| {
-            stream
-                .and_then(|stream| Ok((stream.peer_addr()?, stream)))
+        let shared = Arc::clone(&self.shared);
+        let connected = self.meanwhile(&nobody, shared.network.connect(&leaving.target)).await;
+        let connected = connected.and_then(|connected| {
+            connected
+                .and_then(|(link, address)| {
+                    let tls = shared.network.client().map_err(io::Error::other)?;
+                    Ok((link, Target { address, tls }))
+                })
                 .map_err(|source| JobError::NoTarget { target: leaving.target.clone(), source })
         });
-        let (address, mut stream) = match connected {
+        let (mut link, images_to) = match connected {
             Ok(connected) => connected,
             Err(why) => return Some(leaving.because(why, SourceEvent::Failed)),
         };
         let offer = Request::Offer(Box::new(self.offer(leaving)));
-        let sent = within(ANSWER_TIMEOUT, wire::write(&mut stream, &offer));
+        let sent = within(ANSWER_TIMEOUT, wire::write(&mut link, &offer));
         let sent = self.meanwhile(&nobody, sent).await;
-        leaving.address = Some(address);
-        leaving.peer = Some(Peer::new(stream));
+        leaving.images_to = Some(images_to);
+        leaving.peer = Some(Peer::new(link));
         match sent {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(leaving.lost(error)),
@@ -512,6 +533,7 @@ impl Job {
             force: leaving.manner.force,
             files: leaving.manner.files,
             outside: leaving.manner.outside,
+            revoked: self.shared.network.revoked(),
         }
     }
 
@@ -526,7 +548,7 @@ impl Job {
         let refused = |chain| target_refused(&name, &target, chain);
         let files = if leaving.manner.files == Files::Ship { CAPTURE_FILES } else { 0 };
         let repair = if leaving.manner.outside == Outside::Repair { CAPTURE_REPAIR } else { 0 };
-        let Leaving { peer: Some(peer), address: Some(address), token, progress, .. } = leaving
+        let Leaving { peer: Some(peer), images_to: Some(images_to), token, progress, .. } = leaving
         else {
             return Err(lost(CodecError::Closed));
         };
@@ -534,7 +556,7 @@ impl Job {
         let (done, mut copied) = mpsc::unbounded_channel();
         for process in &frozen.processes {
             let (reader, writer) = pipe()?;
-            transfer.start(*address, token, process.virt, reader, &done);
+            transfer.start(images_to, token, process.virt, reader, &done);
             let zombies = encode_zombies(&process.zombies);
             let flags = CAPTURE_HOLD | files | repair | self.capture_flags(process.pid);
             let message = ToManager::Capture { flags, zombies: &zombies };
@@ -631,10 +653,10 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), JobError> {
 
 /// Asks the coordinator that was given a job how it ended, until it says so. To it, the question also says that
 /// the hand-over is decided.
-pub(crate) async fn follow(record: &MovedRecord) -> Finished {
+pub(crate) async fn follow(network: &Network, record: &MovedRecord) -> Finished {
     let mut pause = Duration::from_millis(100);
     loop {
-        match ask_how_it_ended(record).await {
+        match ask_how_it_ended(network, record).await {
             Ok(finished) => return finished,
             Err(error) => {
                 tracing::debug!("job {}: {} does not say: {error}", record.name, record.target);
@@ -645,10 +667,10 @@ pub(crate) async fn follow(record: &MovedRecord) -> Finished {
     }
 }
 
-async fn ask_how_it_ended(record: &MovedRecord) -> Result<Finished, CodecError> {
-    let mut stream = connect(&record.target).await?;
-    wire::write(&mut stream, &Request::Follow { token: record.token.clone() }).await?;
-    match wire::read(&mut stream).await? {
+async fn ask_how_it_ended(network: &Network, record: &MovedRecord) -> Result<Finished, CodecError> {
+    let (mut link, _) = network.connect(&record.target).await?;
+    wire::write(&mut link, &Request::Follow { token: record.token.clone() }).await?;
+    match wire::read(&mut link).await? {
         ulpm_control::Reply::Finished { status, text } => Ok(Finished { status, text }),
         ulpm_control::Reply::Error(_) => Ok(Finished {
             status: None,

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpStream as StdTcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
@@ -22,6 +20,7 @@ use super::{Peer, unexpected};
 use crate::fault;
 use crate::generation::{self, Partial};
 use crate::job::{Command, PROGRESS, STUCK};
+use crate::network::Link;
 use crate::server::Shared;
 use crate::state::{ArrivedRecord, Finished, Stage};
 
@@ -43,9 +42,9 @@ type Received = (i32, io::Result<(u64, File)>);
 /// # Errors
 ///
 /// Also when the connection ends before the image does.
-fn receive_image(mut stream: StdTcpStream, mut file: &File, bytes: &AtomicU64) -> io::Result<u64> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(STUCK))?;
+fn receive_image(link: Link, mut file: &File, bytes: &AtomicU64) -> io::Result<u64> {
+    let mut stream = link.into_blocking()?;
+    stream.tcp().set_read_timeout(Some(STUCK))?;
     let mut buffer = Vec::new();
     let mut total = 0;
     loop {
@@ -60,6 +59,7 @@ fn receive_image(mut stream: StdTcpStream, mut file: &File, bytes: &AtomicU64) -
         }
         if len == 0 {
             stream.write_all(&[1])?;
+            stream.flush()?;
             return Ok(total);
         }
         if buffer.len() < len {
@@ -89,7 +89,7 @@ pub(crate) struct Hold {
 }
 
 /// Takes an image of a job that is on its way here.
-pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, stream: TcpStream) {
+pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, link: Link) {
     let (dir, images, bytes) = {
         let incoming = shared.incoming();
         let Some(incoming) = incoming.get(token) else {
@@ -102,9 +102,8 @@ pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, st
         let path = dir.join(Manifest::image_name(virt));
         let mut options = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
-        let stream = stream.into_std();
         let result =
-            options.open(path).and_then(|file| Ok((receive_image(stream?, &file, &bytes)?, file)));
+            options.open(path).and_then(|file| Ok((receive_image(link, &file, &bytes)?, file)));
         let _ = images.send((virt, result));
     })
     .await;
@@ -231,8 +230,9 @@ struct Coming {
 }
 
 /// Takes over a job: the other end of `Job::migrate`.
-pub(crate) async fn receive(shared: &Arc<Shared>, stream: TcpStream, offer: Offer) {
-    let mut peer = Peer::new(stream);
+pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
+    let mut peer = Peer::new(link);
+    shared.network.learn(offer.revoked.as_deref());
     let token = match random_token() {
         Ok(token) => token,
         Err(error) => {
@@ -593,7 +593,10 @@ impl Arriving {
         };
         let image = || self.image.display().to_string();
         Some(match message {
-            Message::Accept => PeerMessage::Accept { token: self.token.clone() },
+            Message::Accept => PeerMessage::Accept {
+                token: self.token.clone(),
+                revoked: self.shared.network.revoked(),
+            },
             Message::Prepared => PeerMessage::Prepared { image: image() },
             Message::Running => {
                 PeerMessage::Running { job: self.id, images: self.keep_images.then(image) }

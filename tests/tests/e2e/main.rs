@@ -5,6 +5,7 @@
 mod bad_days;
 mod big_memory;
 mod clocks;
+mod cluster;
 mod damage;
 mod events;
 mod inet;
