@@ -198,7 +198,7 @@ pub fn there_and_back(lab: &Lab, program: &Program, moves: u64) -> Result {
     compare(program, &native, &output, finished.code, &launched)
 }
 
-/// How long a program is to be checkpointed all the time: ten seconds, or what `ULPM_TEST_SECONDS` says.
+/// How long a program is to be checkpointed all the time: three seconds, or what `ULPM_TEST_SECONDS` says.
 ///
 /// # Errors
 ///
