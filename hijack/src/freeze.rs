@@ -315,7 +315,10 @@ fn note_interrupted_calls(own: &PerProcess, asked: &[Asked]) {
             .and_then(|asked| asked.call)
             .filter(|call| [call.sp, call.pc] == [machine.rsp, machine.rip])
             .filter(|call| call.arguments == arguments)
-            .map(|call| call.number);
+            .map(|call| call.number)
+            // So the kernel goes on with a wait that something has woken which was no signal in the end, such as a
+            // freeze that was given up.
+            .filter(|&number| number != nr::RESTART_SYSCALL);
         // SAFETY: the context is that of a thread in its handler.
         if unsafe { context.returned(Errno::INTR) } {
             // Else it entered the call after we looked.
