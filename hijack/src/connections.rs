@@ -75,6 +75,14 @@ fn set(fd: i32, level: i32, name: i32, value: i32) {
     let _ = socket::set_option(fd, level, name, &value.to_le_bytes());
 }
 
+/// Whether nothing reaches a connection, because it was saved for a repair or made by one.
+fn is_hushed(fd: i32) -> bool {
+    let mut filter = [0; 8];
+    socket::get_option(fd, so::SOL_SOCKET, so::FILTER, &mut []) == Ok(1)
+        && socket::filter(fd, &mut filter).is_ok()
+        && filter == socket::DROP_ALL
+}
+
 /// The process ends next.
 pub(crate) fn end() {
     for_each(|ours, how| match how {
@@ -84,7 +92,9 @@ pub(crate) fn end() {
             let _ = socket::set_option(ours, so::SOL_SOCKET, so::LINGER, &linger);
         }
         // Nothing is sent when it is closed.
-        How::Repaired(_) => set(ours, TCP, tcp::REPAIR, tcp::REPAIR_ON),
+        How::Repaired(_) if is_hushed(ours) => set(ours, TCP, tcp::REPAIR, tcp::REPAIR_ON),
+        // Another process has found that it cannot be repaired.
+        How::Repaired(_) => {}
     });
 }
 
@@ -94,11 +104,7 @@ pub(crate) fn end() {
 pub(crate) fn go_on() {
     for_each(|ours, how| {
         let How::Repaired(reuse) = how else { return };
-        let mut filter = [0; 8];
-        if socket::get_option(ours, so::SOL_SOCKET, so::FILTER, &mut []) == Ok(1)
-            && socket::filter(ours, &mut filter).is_ok()
-            && filter == socket::DROP_ALL
-        {
+        if is_hushed(ours) {
             set(ours, so::SOL_SOCKET, so::DETACH_FILTER, 0);
         }
         if socket::get_int_option(ours, TCP, tcp::REPAIR) == Ok(tcp::REPAIR_ON) {

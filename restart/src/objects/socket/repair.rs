@@ -83,8 +83,9 @@ fn make(
     // The size of segments is reckoned when it is connected, and seldom after.
     set_word("the size of its segments", tcp::MAXSEG, state.segment)?;
     // In repair mode nothing is sent for it.
-    call(raw, peer, libc::connect)
-        .map_err(|error| format!("there is no way to {peer}: {error}"))?;
+    call(raw, peer, libc::connect).map_err(|error| {
+        format!("{peer} cannot be reached, or {local} is connected to it already: {error}")
+    })?;
     let mut options = vec![[KIND_SEGMENT, state.segment]];
     for (bit, option) in [
         (WINDOW_SCALE, [KIND_SCALE, state.scales]),
