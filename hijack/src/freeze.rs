@@ -87,6 +87,10 @@ pub(crate) fn freeze(
 
 /// Lets all threads go on.
 pub(crate) fn thaw(own: &PerProcess, epoch: u32) {
+    // Who has not given them back by then does so on its way.
+    if threads::have_signals_given_back(own) {
+        threads::forget_given_signals(own);
+    }
     own.thawed_epoch.fetch_max(epoch, Ordering::AcqRel);
     threads::clear_records(own);
     own.stopped.store(0, Ordering::Release);
@@ -227,9 +231,6 @@ fn stop_all(
             // The last thread has ended, so the process is about to: this thread will be, too.
             None if users == 0 => pid,
             None => {
-                if !threads::collect_late_signals(own, deadline) {
-                    return Err(late(pid));
-                }
                 note_interrupted_calls(own, &asked);
                 return Ok((users, leader_gone));
             }

@@ -268,6 +268,17 @@ impl Manager {
             .regions(saved.iter().filter(|saved| saved.in_freeze), false)
             .map_err(write_failed)?;
         let rest = || saved.iter().filter(|saved| !saved.in_freeze);
+        // While the whole job stands still: what others send to a thread that has taken its signals and not yet given
+        // back all of them would come among them. The copy still holds them, for a restart.
+        if !threads::have_signals_given_back(self.own) {
+            return Err(Failed::new(
+                Failure::Deadline,
+                0,
+                format_args!(
+                    "its threads did not give back the signals that wait for them in time"
+                ),
+            ));
+        }
         // Also when the program is to stay frozen: a thread that counts as stopped may still be on its
         // way into the wait, and changes its stack until it is there. The copy holds still.
         capture::ipc::keep_from_copies(&meta.regions, true);
@@ -286,13 +297,16 @@ impl Manager {
                 self.report_from_writer(result)
             }
             Ok(Some(forked)) => {
+                threads::forget_given_signals(self.own);
                 Ok(Captured { snapped: !hold, writer: Some(forked), written: None })
             }
             // No memory for a copy of the page tables, or none promised by a kernel that counts
             // strictly: write while the program stands still.
             Err(_) => {
                 freeze::wait_until_asleep(self.own);
-                writer.regions(rest(), false).map_err(write_failed)?;
+                let written = writer.regions(rest(), false);
+                threads::forget_given_signals(self.own);
+                written.map_err(write_failed)?;
                 let bytes = writer.finish(sync).map_err(write_failed)?;
                 Ok(Captured { snapped: !hold, writer: None, written: Some(bytes) })
             }

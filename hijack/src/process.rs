@@ -33,9 +33,7 @@ pub(crate) struct PerProcess {
     pub(crate) thawed_epoch: AtomicU32,
     /// Stopped threads wait while this does not change.
     pub(crate) thaw: AtomicU32,
-    /// 1 if a thread sent a signal to another during the freeze, before it stopped itself.
-    pub(crate) late_signal: AtomicU32,
-    /// Not 0 while stopped threads are to do something, take such signals for one: `thaw` changes, and they go on
+    /// Not 0 while stopped threads are to do something, take their signals for one: `thaw` changes, and they go on
     /// waiting.
     pub(crate) collecting: AtomicU32,
     /// How many have.

@@ -11,7 +11,7 @@
 //! ```
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
 use ulpm_sys::arch::{UserContext, nr, prctl, syscall};
@@ -25,8 +25,8 @@ use crate::{arch, clock, critical, cut, manager, timed};
 /// Threads that a process can have to be saved.
 pub(crate) const MAX_THREADS: usize = 16384;
 
-/// Pending signals that a stopped thread keeps itself.
-const MAX_PENDING: usize = 4;
+/// Signals that a stopped thread keeps in its record; what is more it keeps in a [`Chunk`].
+const FEW: usize = 4;
 
 /// A stopped thread, on its own stack.
 #[derive(Debug)]
@@ -64,11 +64,48 @@ pub(crate) struct Stopped {
     pub(crate) waits_for: i32,
     /// Kind and id, as the program knows it, of the System V object for which the thread waits.
     object: Option<(u32, i32)>,
-    pending: [SigInfo; MAX_PENDING],
-    pending_len: usize,
-    /// Bits of pending signals that were the process's.
-    pending_shared: u64,
+    pending: Held<FEW>,
+    /// More of them; null for none.
+    more: *mut Chunk,
 }
+
+/// Signals that a thread has taken, in order. The last of them may have waited for the process.
+#[derive(Debug)]
+struct Held<const N: usize> {
+    len: usize,
+    signals: [(SigInfo, bool); N],
+}
+
+impl<const N: usize> Held<N> {
+    const NONE: Self = Self { len: 0, signals: [(SigInfo::zeroed(), false); N] };
+
+    fn push(&mut self, signal: (SigInfo, bool)) {
+        if let Some(slot) = self.signals.get_mut(self.len) {
+            *slot = signal;
+            self.len += 1;
+        }
+    }
+
+    fn list(&self) -> &[(SigInfo, bool)] {
+        self.signals.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// A mapping of the thread's own, from when it takes many signals until it gives them back. It travels in the image
+/// like all memory of the program.
+#[derive(Debug)]
+#[repr(C)]
+struct Chunk {
+    next: *mut Chunk,
+    held: Held<{ (CHUNK - 24) / size_of::<(SigInfo, bool)>() }>,
+}
+const CHUNK: usize = 1 << 16;
+const _: () = assert!(size_of::<Chunk>() <= CHUNK);
+
+/// How many threads hold signals.
+static HOLDING: AtomicU32 = AtomicU32::new(0);
+/// A thread could not take all of its signals.
+static LEFT_BEHIND: AtomicBool = AtomicBool::new(false);
 
 /// Different sets of processors that the threads of a process are kept to.
 struct Affinities(UnsafeCell<[Processors; 1024]>);
@@ -231,11 +268,9 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         seen: None,
         waits_for: 0,
         object: critical::awaited_object(context),
-        pending: [SigInfo::zeroed(); MAX_PENDING],
-        pending_len: 0,
-        pending_shared: 0,
+        pending: Held::NONE,
+        more: core::ptr::null_mut(),
     };
-    take_pending(&mut stopped);
     let place = (&raw mut stopped).expose_provenance();
     record.0.store(place, Ordering::Release);
     // SAFETY: `stopped` is this thread's own and stays where it is until `park` returns.
@@ -263,6 +298,8 @@ pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
                 LOCKS => crate::locks::take(),
                 FLAGS => tell_flags(),
                 // SAFETY: as above.
+                GIVE_BACK => give_back_pending(unsafe { &*stopped }),
+                // SAFETY: as above.
                 _ => take_pending(unsafe { &mut *stopped }),
             }
             own.collected.fetch_add(1, Ordering::AcqRel);
@@ -273,16 +310,44 @@ pub(crate) extern "C" fn wait_for_thaw(stopped: *mut Stopped) {
     }
 }
 
-/// Has the stopped threads take the signals that have reached them since, up to `until` (monotonic ns);
-/// false if not all did.
-pub(crate) fn collect_late_signals(own: &PerProcess, until: i64) -> bool {
-    own.late_signal.swap(0, Ordering::AcqRel) == 0 || collect_all_signals(own, until)
-}
-
-/// The same, whether a thread has said that there are any or not. Only while all stand still.
+/// Has the stopped threads take the signals that wait for them, up to `until` (monotonic ns); false if not all did.
+/// Only while all stand still: those of the other processes too, who could send to one that has taken some.
 pub(crate) fn collect_all_signals(own: &PerProcess, until: i64) -> bool {
     let count = u32::try_from(stopped(own).count()).unwrap_or(u32::MAX);
     have_done(own, SIGNALS, count, until)
+}
+
+/// The same, unless no signal waits for any process of the user; `status` is /proc/self/status.
+pub(crate) fn collect_signals(own: &PerProcess, status: &[u8], until: i64) -> bool {
+    let queued = ulpm_sys::proc::value(status, b"SigQ:")
+        .and_then(|used| used.split(|&byte| byte == b'/').next())
+        .and_then(ulpm_sys::proc::decimal);
+    queued == Some(0) || collect_all_signals(own, until)
+}
+
+/// Whether all signals that the threads found were taken, since this was last asked.
+pub(crate) fn have_taken_all_signals() -> bool {
+    !LEFT_BEHIND.swap(false, Ordering::AcqRel)
+}
+
+/// Has the stopped threads give back their signals, before any goes on: else one could miss what the other holds. They
+/// still hold them, for an image. False if they have not.
+pub(crate) fn have_signals_given_back(own: &PerProcess) -> bool {
+    /// They have nothing else to do.
+    const PATIENCE_NS: i64 = 5_000_000_000;
+    if HOLDING.load(Ordering::Acquire) == 0 {
+        return true;
+    }
+    let count = u32::try_from(stopped(own).count()).unwrap_or(u32::MAX);
+    have_done(own, GIVE_BACK, count, ulpm_sys::monotonic_ns() + PATIENCE_NS)
+}
+
+/// Has the stopped threads hold no signals any more, which they have given back.
+pub(crate) fn forget_given_signals(own: &PerProcess) {
+    for stopped in stopped(own) {
+        // SAFETY: the thread stands still.
+        unsafe { (*stopped).forget_held() };
+    }
 }
 
 /// Has the threads of a restarted process take its file locks, up to `until`; false if not all have come.
@@ -313,6 +378,7 @@ static ASKED: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
 const SIGNALS: u32 = 1;
 const LOCKS: u32 = 2;
 const FLAGS: u32 = 3;
+const GIVE_BACK: u32 = 4;
 
 /// Has `count` stopped threads do something, up to `until` (monotonic ns); false if not all have.
 fn have_done(own: &PerProcess, what: u32, count: u32, until: i64) -> bool {
@@ -323,15 +389,6 @@ fn have_done(own: &PerProcess, what: u32, count: u32, until: i64) -> bool {
     let all = wait_for(&own.collected, count, until);
     own.collecting.store(0, Ordering::Release);
     all
-}
-
-/// To be called behind a signal to another thread: one that has stopped already would lose it in a restart.
-pub(crate) fn signalled() {
-    if let Some(own) = process::own()
-        && own.freezing.load(Ordering::SeqCst) != 0
-    {
-        own.late_signal.store(1, Ordering::Release);
-    }
 }
 
 /// Gives a new thread what the kernel knew of the one that it replaces, and waits for the thaw.
@@ -386,6 +443,9 @@ pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
     wait_for_the_same(stopped);
     // SAFETY: as above.
     clock::shift_deadlines(unsafe { &*stopped.context }, stopped.again);
+    // Before anybody of the job goes on, who could send more.
+    give_back_pending(stopped);
+    stopped.forget_held();
     wait_for_thaw(stopped);
 }
 
@@ -457,11 +517,15 @@ unsafe fn register_rseq(area: usize, len: usize) {
 /// The last steps in the handler, after which the kernel returns to the program.
 fn go_on(stopped: &mut Stopped) {
     give_back_pending(stopped);
+    stopped.forget_held();
     // SAFETY: the context is in this thread's signal frame, which lies above on its stack.
     let context = unsafe { &mut *stopped.context };
     // SAFETY: as above.
     if unsafe { context.returned(Errno::INTR) } {
-        make_again(context, stopped.again);
+        // Of a freeze that has failed nobody has taken notes.
+        let before = || timed::number_before(context.machine.rip);
+        let number = stopped.again.or_else(|| before().filter(|&n| timed::can_be_made_again(n)));
+        make_again(context, number);
     } else {
         cut::go_on(context, stopped.seen);
     }
@@ -499,41 +563,130 @@ fn take_pending(stopped: &mut Stopped) {
     if waiting == 0 {
         return;
     }
-    let mut buffer = [0; 2048];
-    let status = crate::capture::text::read_file(c"/proc/thread-self/status", &mut buffer);
-    let set = |name| ulpm_sys::proc::value(status, name).and_then(ulpm_sys::proc::hex).unwrap_or(0);
-    let (own, shared) = (set(b"SigPnd:"), set(b"ShdPnd:"));
+    let (mut own, mut shared) = pending_sets();
     let leads = stopped.tid == ulpm_sys::getpid();
-    let wanted = if leads { waiting } else { own & !shared };
+    let wanted = if leads { waiting } else { own };
     let wanted = wanted & !bit(signal::SIGKILL) & !bit(signal::SIGSTOP);
     let table = process::table();
-    while stopped.pending_len < MAX_PENDING
-        && let Some(mut info) = signal::take_pending(wanted)
-    {
+    // The kernel hands out the thread's own signals first. Another thread takes none that the process has too: the
+    // one that it would get is not its own any more when those have come to an end.
+    while (leads || own & wanted != 0) && stopped.has_room() {
+        let is_shared = own & wanted == 0;
+        let Some(mut info) = signal::take_pending(wanted) else { break };
+        if own & wanted != 0 && shared & wanted != 0 {
+            (own, shared) = pending_sets();
+        }
         // A second freeze signal that came while the first was being handled.
         if is_freeze(&info) {
             continue;
         }
-        // Translated back when it is given back. glibc ignores a cancellation that another process sent.
-        if info.names_a_process() {
+        // What the kernel has filled in; in a message the sender names itself.
+        if info.is_from_kernel() {
             info.pid = table.map_or(info.pid, |table| table.virtual_of(info.pid));
         }
-        stopped.pending[stopped.pending_len] = info;
-        stopped.pending_len += 1;
+        stopped.hold((info, is_shared));
     }
-    stopped.pending_shared |= shared & !own;
+}
+
+/// Which signals wait for the calling thread, and which for its process.
+fn pending_sets() -> (u64, u64) {
+    let mut buffer = [0; 2048];
+    let status = crate::capture::text::read_file(c"/proc/thread-self/status", &mut buffer);
+    let set = |name| ulpm_sys::proc::value(status, name).and_then(ulpm_sys::proc::hex).unwrap_or(0);
+    (set(b"SigPnd:"), set(b"ShdPnd:"))
+}
+
+impl Stopped {
+    /// Sees to it that one more signal can be held.
+    fn has_room(&mut self) -> bool {
+        if self.pending.len < FEW {
+            return true;
+        }
+        let mut last = &raw mut self.more;
+        // SAFETY: each is null or a chunk that the thread has mapped, and nobody else uses while it does this.
+        unsafe {
+            while !(*last).is_null() {
+                let chunk = &mut **last;
+                if chunk.held.len < chunk.held.signals.len() {
+                    return true;
+                }
+                last = &raw mut chunk.next;
+            }
+            // Zeroed memory is an empty chunk.
+            let access = ulpm_sys::prot::READ | ulpm_sys::prot::WRITE;
+            let flags = ulpm_sys::map::PRIVATE | ulpm_sys::map::ANONYMOUS;
+            match ulpm_sys::mmap(0, CHUNK, access, flags, -1, 0) {
+                Ok(address) => {
+                    *last = core::ptr::with_exposed_provenance_mut(address);
+                    true
+                }
+                Err(_) => {
+                    LEFT_BEHIND.store(true, Ordering::Release);
+                    false
+                }
+            }
+        }
+    }
+
+    /// Holds one more signal; there is room.
+    fn hold(&mut self, signal: (SigInfo, bool)) {
+        if self.pending.len < FEW {
+            if self.pending.len == 0 {
+                HOLDING.fetch_add(1, Ordering::AcqRel);
+            }
+            return self.pending.push(signal);
+        }
+        let mut chunk = self.more;
+        // SAFETY: as above; the last of them has room.
+        while let Some(place) = unsafe { chunk.as_mut() } {
+            if place.next.is_null() {
+                place.held.push(signal);
+            }
+            chunk = place.next;
+        }
+    }
+
+    /// Lets go of the signals that it holds.
+    fn forget_held(&mut self) {
+        if self.pending.len == 0 {
+            return;
+        }
+        self.pending.len = 0;
+        let mut chunk = core::mem::replace(&mut self.more, core::ptr::null_mut());
+        // SAFETY: the chunks are the thread's own mappings, and nothing in them is used any more.
+        unsafe {
+            while let Some(place) = chunk.as_ref() {
+                let next = place.next;
+                ulpm_sys::munmap(chunk.expose_provenance(), CHUNK);
+                chunk = next;
+            }
+        }
+        HOLDING.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// All signals that it holds, in order.
+    fn held(&self) -> impl Iterator<Item = (SigInfo, bool)> {
+        // SAFETY: as above.
+        let first = unsafe { self.more.as_ref() };
+        // SAFETY: as above.
+        let chunks = core::iter::successors(first, |chunk| unsafe { chunk.next.as_ref() });
+        let more = chunks.flat_map(|chunk| chunk.held.list());
+        self.pending.list().iter().chain(more).copied()
+    }
 }
 
 fn give_back_pending(stopped: &Stopped) {
+    // What has come since is not in the image, and maybe of a timer that ends again after a restart: it stays where it is.
     let pid = ulpm_sys::getpid();
     let table = process::table();
-    for mut info in stopped.pending[..stopped.pending_len].iter().copied() {
-        if info.names_a_process() {
+    for (mut info, is_shared) in stopped.held() {
+        // The program knows the sender so; but glibc ignores a cancellation that another process has sent.
+        if info.signo < signal::FIRST_REALTIME && info.signo > signal::LAST_STANDARD {
             info.pid = table.map_or(info.pid, |table| table.real_of(info.pid));
         }
         // A thread may send to itself what claims to come from the kernel; and the leading thread
         // to its process, whose id is its own.
-        let sent = if stopped.pending_shared & bit(info.signo) != 0 && stopped.tid == pid {
+        let sent = if is_shared && stopped.tid == pid {
             signal::queue_to_process(pid, &info)
         } else {
             signal::queue_to_thread(pid, stopped.tid, &info)
@@ -579,9 +732,8 @@ pub(crate) fn hold_timer_signal(own: &PerProcess, id: i32) -> bool {
     stopped(own).any(|stopped| {
         // SAFETY: the thread stands still.
         let stopped = unsafe { &*stopped };
-        let pending = stopped.pending.get(..stopped.pending_len).unwrap_or(&[]);
         // The timer's number lies where other signals have their sender.
-        pending.iter().any(|info| info.code == signal::SI_TIMER && info.pid == id)
+        stopped.held().any(|(info, _)| info.code == signal::SI_TIMER && info.pid == id)
     })
 }
 

@@ -14,10 +14,12 @@ use core::ffi::{c_int, c_uint, c_void};
 
 use ulpm_sys::Timespec;
 use ulpm_sys::arch::{UserContext, nr, number_of_call};
+use ulpm_sys::signal::SigInfo;
 
 use crate::arch::{SLOT_LEN, thread_slot};
 use crate::clock;
 use crate::next::next;
+use crate::process;
 
 /// Deadline (the program's monotonic time, ns), and room for the timespec with which a call is made again.
 const DEADLINE: usize = 0;
@@ -315,14 +317,32 @@ unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sigtimedwait(
     set: *const c_void,
-    info: *mut c_void,
+    info: *mut SigInfo,
     timeout: *const Timespec,
 ) -> c_int {
     // SAFETY: see above.
-    let call = || unsafe { SIGTIMEDWAIT.get()(set, info, timeout) };
+    let call = || unsafe { SIGTIMEDWAIT.get()(set, info.cast(), timeout) };
     // SAFETY: see above.
-    match unsafe { duration(timeout) } {
+    let taken = match unsafe { duration(timeout) } {
         0 => call(),
         ns => until(ns, call),
+    };
+    // SAFETY: see above.
+    let info = unsafe { info.as_mut() };
+    if taken > 0
+        && process::is_restarted()
+        && let Some(info) = info
+        && info.is_from_kernel()
+        && let Some(table) = process::table()
+    {
+        info.pid = table.virtual_of(info.pid);
     }
+    taken
+}
+
+/// Also a *name*: the sender's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigwaitinfo(set: *const c_void, info: *mut SigInfo) -> c_int {
+    // SAFETY: see above.
+    unsafe { sigtimedwait(set, info, core::ptr::null()) }
 }

@@ -24,7 +24,7 @@ use crate::threads;
 /// Timers that a process can have to be saved.
 const MAX_TIMERS: usize = 1024;
 /// How long the stopped threads may take to accept the signals of timers.
-const COLLECT_NS: i64 = 2_000_000_000;
+pub(crate) const COLLECT_NS: i64 = 2_000_000_000;
 /// When a signal that waits is taken for that of a timer which has ended just now.
 const SOON_NS: i64 = 1_000_000_000;
 /// How many timers a restart makes and deletes to come to a number, where the kernel takes no wish: some seconds.

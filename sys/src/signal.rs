@@ -18,6 +18,10 @@ pub use numbers::*;
 
 /// Number of the last signal.
 pub const LAST: i32 = 64;
+/// The last of the standard signals; those up to [`FIRST_REALTIME`] are libc's own.
+pub const LAST_STANDARD: i32 = 31;
+/// glibc's `SIGRTMIN`.
+pub const FIRST_REALTIME: i32 = 34;
 /// Every signal.
 pub const ALL: u64 = u64::MAX;
 /// Default action.
@@ -112,11 +116,10 @@ impl SigInfo {
         Self::queued(0, 0)
     }
 
-    /// Whether `pid` names a process: the sender, or the child that SIGCHLD is about.
+    /// Whether `pid` is what the kernel says of a process: the sender, or the child that SIGCHLD is about.
     #[must_use]
-    pub const fn names_a_process(&self) -> bool {
-        matches!(self.code, SI_USER | SI_QUEUE | SI_TKILL)
-            || (self.signo == SIGCHLD && self.code > 0)
+    pub const fn is_from_kernel(&self) -> bool {
+        matches!(self.code, SI_USER | SI_TKILL) || (self.signo == SIGCHLD && self.code > 0)
     }
 }
 

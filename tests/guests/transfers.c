@@ -393,9 +393,9 @@ static void connect_ends(enum how how)
         CHECK_EQ(connect(end[1], (struct sockaddr *)&address, len), 0);
         end[0] = accept(listener, NULL, NULL);
         CHECK(end[0] >= 0);
-        int len_of_buffer = 65536;
-        CHECK_EQ(setsockopt(end[0], SOL_SOCKET, SO_RCVBUF, &len_of_buffer, sizeof len_of_buffer), 0);
-        CHECK_EQ(setsockopt(end[1], SOL_SOCKET, SO_SNDBUF, &len_of_buffer, sizeof len_of_buffer), 0);
+        int room = 65536, more = 1 << 20;
+        CHECK_EQ(setsockopt(end[0], SOL_SOCKET, SO_RCVBUF, &more, sizeof more), 0);
+        CHECK_EQ(setsockopt(end[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room), 0);
         CHECK_EQ(close(listener), 0);
     } else {
         CHECK_EQ(socketpair(AF_UNIX, how >= UNIX_SENDMMSG ? SOCK_SEQPACKET : SOCK_STREAM, 0, end), 0);

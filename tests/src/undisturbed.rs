@@ -237,7 +237,7 @@ pub fn under_continuous_checkpoints(lab: &Lab, program: &Program) -> Result {
                     longest_ms = longest_ms.max(checkpoint.freeze_ms);
                 }
                 // It may end under the checkpoint.
-                Err(error) => until("it to end", Duration::from_millis(500), || {
+                Err(error) => until("it to end", Duration::from_secs(2), || {
                     Ok(guest.has_ended()?.then_some(()))
                 })
                 .map_err(|_| format!("checkpoint {}: {error}", checkpoints + 1))?,

@@ -100,9 +100,16 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
         })
         .collect();
     meta.timers = (0..3).map(interval_timer).collect();
+    let until = ulpm_sys::monotonic_ns() + crate::timers::COLLECT_NS;
+    let have_come = threads::collect_signals(subject.own, status, until);
+    if !have_come || !threads::have_taken_all_signals() {
+        return Err(super::not_now(format_args!(
+            "its threads could not take the signals that wait for them: too many, or not in time"
+        )));
+    }
     let of_timers = crate::timers::collect(subject.own)?;
     let ours = crate::wrap::fork::freeze_signals(subject.table);
-    // Asked again: the threads have taken more meanwhile.
+    // Asked again: the threads have taken what they could. What is left has come since, or finds no leading thread.
     let status = read_file(c"/proc/self/status", &mut status_buffer);
     let waiting = value(status, b"ShdPnd:").and_then(hex).unwrap_or(0) & !ours & !of_timers;
     meta.pending = (1..=signal::LAST)

@@ -177,9 +177,7 @@ pub(super) extern "C" fn tgkill(pid: c_int, tid: c_int, signal: c_int) -> c_int 
     holding_name(|| {
         let own = process::own().map_or(0, process::virtual_pid);
         let tid = if pid == own { threads::real_tid(tid) } else { tid };
-        let result = libc_result(call(nr::TGKILL, [real(pid), tid, signal]));
-        threads::signalled();
-        result
+        libc_result(call(nr::TGKILL, [real(pid), tid, signal]))
     })
 }
 

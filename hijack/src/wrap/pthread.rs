@@ -102,22 +102,13 @@ unsafe fn direct(number: usize, args: [usize; 6]) -> c_int {
     }
 }
 
-/// Runs `call`, which sends a signal to a thread.
-fn signalling(call: impl FnOnce() -> c_int) -> c_int {
-    holding_name(|| {
-        let result = call();
-        threads::signalled();
-        result
-    })
-}
-
 // The caller vouches for the arguments of each wrapper below, as the manual page of the function that
 // it stands in front of demands.
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_kill(thread: Pthread, signal: c_int) -> c_int {
     // SAFETY: see above.
-    signalling(|| unsafe {
+    holding_name(|| unsafe {
         match other_tid(thread) {
             None => PTHREAD_KILL.get()(thread, signal),
             Some(tid) => {
@@ -130,7 +121,7 @@ unsafe extern "C" fn pthread_kill(thread: Pthread, signal: c_int) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_sigqueue(thread: Pthread, signal: c_int, value: u64) -> c_int {
     // SAFETY: see above.
-    signalling(|| unsafe {
+    holding_name(|| unsafe {
         match other_tid(thread) {
             None => PTHREAD_SIGQUEUE.get()(thread, signal, value),
             Some(tid) => {
@@ -148,7 +139,7 @@ unsafe extern "C" fn pthread_sigqueue(thread: Pthread, signal: c_int, value: u64
 unsafe extern "C" fn pthread_cancel(thread: Pthread) -> c_int {
     const SIGCANCEL: c_int = 32;
     // SAFETY: see above.
-    signalling(|| unsafe {
+    holding_name(|| unsafe {
         let result = PTHREAD_CANCEL.get()(thread);
         // It has marked the thread; its signal went to the virtual id. glibc's handler looks at the
         // mark, and is there since the call.

@@ -12,7 +12,7 @@ use ulpm_sys::{Errno, check, word};
 use super::names::{self, real, real_group, real_or_group, real_task};
 use super::{descriptors, wait};
 use crate::critical::holding_name;
-use crate::{clock, process, set_errno, threads, timed};
+use crate::{clock, process, set_errno, timed};
 
 /// Numbers of calls that [`translated`] makes.
 const TRANSLATED: [usize; 46] = [
@@ -168,17 +168,10 @@ unsafe extern "C" fn translated(
         nr::SETSID => names::setsid() as isize,
         nr::KILL => names::kill(int(a), int(b)) as isize,
         nr::TGKILL => names::tgkill(int(a), int(b), int(c)) as isize,
-        nr::TKILL => holding_name(|| {
-            let result = call([word(real_task(int(a))), b, c]);
-            threads::signalled();
-            result
-        }),
         nr::RT_SIGQUEUEINFO => holding_name(|| call([word(real(int(a))), b, c])),
-        nr::RT_TGSIGQUEUEINFO => holding_name(|| {
-            let result = call([word(real(int(a))), word(real_task(int(b))), c]);
-            threads::signalled();
-            result
-        }),
+        nr::RT_TGSIGQUEUEINFO => {
+            holding_name(|| call([word(real(int(a))), word(real_task(int(b))), c]))
+        }
         nr::WAIT4 => {
             let mut status: c_int = 0;
             let at = (&raw mut status).addr();
