@@ -80,6 +80,7 @@ extern "C" fn run() -> ! {
         frozen: None,
         restored: RESTORING.swap(0, Ordering::AcqRel),
         writer: None,
+        looked_into: None,
     };
     if manager.restored != 0 {
         let deadline = ulpm_sys::monotonic_ns() + RESTORE_DEADLINE_NS;
@@ -139,6 +140,8 @@ struct Manager {
     /// User threads of a restarted process that wait for their first thaw; 0 otherwise.
     restored: u32,
     writer: Option<ForkedWriter>,
+    /// While the process is frozen.
+    looked_into: Option<capture::LookedInto>,
 }
 
 impl Manager {
@@ -208,6 +211,7 @@ impl Manager {
         heap::reset();
         match freeze::freeze(self.own, epoch, deadline_ms) {
             Ok((threads, leader_gone)) => {
+                self.looked_into = Some(capture::LookedInto::allow());
                 self.frozen =
                     Some(Frozen { epoch, stopped: flags & FREEZE_STOPPED != 0, leader_gone });
                 self.send(&FromManager::Frozen { threads })
@@ -250,6 +254,7 @@ impl Manager {
             return Err(Failed::system("capture a process that is not frozen", Errno::INVAL));
         };
         let subject = Subject {
+            dumpable: self.looked_into.as_ref().map_or(1, |looked_into| looked_into.before),
             own: self.own,
             table: self.table,
             epoch: frozen.epoch,
@@ -350,6 +355,7 @@ impl Manager {
     }
 
     fn thaw(&mut self) {
+        self.looked_into = None;
         capture::let_go();
         if core::mem::take(&mut self.restored) != 0 {
             // If this stops us, it returns when the next freeze has begun: what that holds stays held.

@@ -53,7 +53,7 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
             .unwrap_or(0o022),
         // SAFETY: the argument asks for the present value.
         personality: unsafe { syscall(nr::PERSONALITY, [0xffff_ffff, 0, 0, 0, 0, 0]) } as u64,
-        dumpable: flag(pr::GET_DUMPABLE),
+        dumpable: subject.dumpable,
         subreaper: word(pr::GET_CHILD_SUBREAPER),
         no_new_privs: flag(pr::GET_NO_NEW_PRIVS),
         thp_disable: flag(pr::GET_THP_DISABLE),
@@ -139,7 +139,7 @@ fn program() -> Result<alloc::vec::Vec<u8>, ulpm_sys::Errno> {
 }
 
 /// An operation that returns its value.
-fn flag(operation: usize) -> u64 {
+pub(super) fn flag(operation: usize) -> u64 {
     // SAFETY: the operations that are used here take no argument.
     unsafe { ulpm_sys::prctl(operation, [0; 2]) }.unwrap_or(0) as u64
 }

@@ -16,6 +16,7 @@ use ulpm_image::Meta;
 use ulpm_image::meta::{Thread, Zombie};
 use ulpm_protocol::manager::{Failure, Zombie as ZombieMessage};
 use ulpm_protocol::table::Table;
+use ulpm_sys::pr;
 
 use crate::freeze::Failed;
 use crate::process::PerProcess;
@@ -27,6 +28,8 @@ pub(crate) use memory::Saved;
 /// What is to be saved, and the circumstances.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
+    /// Whether the program lets itself be looked into, see [`LookedInto`].
+    pub(crate) dumpable: u64,
     pub(crate) own: &'static PerProcess,
     pub(crate) table: Table,
     pub(crate) epoch: u32,
@@ -75,6 +78,38 @@ pub(crate) fn unsupported(why: core::fmt::Arguments<'_>) -> Failed {
 /// Something that cannot be saved now, but will be as soon as the program has run on for a moment.
 pub(crate) fn not_now(why: core::fmt::Arguments<'_>) -> Failed {
     Failed::new(Failure::Again, 0, why)
+}
+
+/// The process lets itself be looked into while this is there. Of one that has forbidden it (PR_SET_DUMPABLE) neither
+/// the others of the job may ask the kernel whether they share a descriptor, nor itself for its page map, unless
+/// they are root's.
+#[derive(Debug)]
+pub(crate) struct LookedInto {
+    /// Whether it was allowed, as the kernel tells.
+    pub(crate) before: u64,
+}
+
+impl LookedInto {
+    pub(crate) fn allow() -> Self {
+        let before = attributes::flag(pr::GET_DUMPABLE);
+        if before == 0 {
+            Self::set(1);
+        }
+        Self { before }
+    }
+
+    fn set(value: usize) {
+        // SAFETY: the operation takes a number.
+        let _ = unsafe { ulpm_sys::prctl(pr::SET_DUMPABLE, [value, 0]) };
+    }
+}
+
+impl Drop for LookedInto {
+    fn drop(&mut self) {
+        if self.before == 0 {
+            Self::set(0);
+        }
+    }
 }
 
 /// Collects everything but the content of memory, and what of memory is to be written.
