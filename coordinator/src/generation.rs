@@ -8,7 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -55,23 +55,27 @@ impl Partial {
     pub fn create(ckpt_dir: &Path, name: &str) -> Result<Self, GenerationError> {
         let parent = ckpt_dir.join(name);
         let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&parent).context("create", &parent)?;
-        let mut generation = remove_dead(&parent)
-            .and_then(|()| generations(&parent))
-            .context("read", &parent)?
-            .last()
-            .map_or(1, |last| last + 1);
+        builder.recursive(true).mode(0o700);
+        let mut generation = 0;
         loop {
+            builder.create(&parent).context("create", &parent)?;
+            if generation == 0 {
+                generation = remove_dead(&parent)
+                    .and_then(|()| generations(&parent))
+                    .context("read", &parent)?
+                    .last()
+                    .map_or(1, |last| last + 1);
+            }
             let dir = parent.join(partial_name(generation));
             match fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => {
-                    let file = File::open(&dir).context("open", &dir)?;
-                    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-                        .map_err(|(_, errno)| errno.into())
-                        .context("lock", &dir)?;
-                    return Ok(Self { parent, dir, generation, done: false, _lock: lock });
+                    if let Some(lock) = lock_new(&dir)? {
+                        return Ok(Self { parent, dir, generation, done: false, _lock: lock });
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => generation += 1,
+                // Another writer has given up, and removed what it took for empty.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => {
                     return Err(GenerationError { what: "create", path: dir, source });
                 }
@@ -207,6 +211,22 @@ pub fn generations(parent: &Path) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
+/// Locks a directory that was just made; `None` if another coordinator, whose jobs lie beside ours, has taken it for a
+/// dead writer's meanwhile, and removes it.
+fn lock_new(dir: &Path) -> Result<Option<Flock<File>>, GenerationError> {
+    let file = match File::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.context("open", dir)?,
+    };
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+        Err((_, errno)) => return Err(io::Error::from(errno)).context("lock", dir),
+    };
+    let is_there = lock.metadata().context("look at", dir)?.nlink() != 0;
+    Ok(is_there.then_some(lock))
+}
+
 /// Removes partial generations whose writers are dead.
 ///
 /// # Errors
@@ -225,7 +245,8 @@ pub fn remove_dead(parent: &Path) -> io::Result<()> {
             continue;
         }
         let Ok(file) = File::open(&path) else { continue };
-        if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
+        // Held until it is gone: who has just made it sees that it is not his any more.
+        if let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             tracing::info!("removing {}, which a writer has left incomplete", path.display());
             let _ = fs::remove_dir_all(&path);
         }
@@ -282,6 +303,22 @@ mod tests {
         let partial = Partial::create(dir.path(), "a-1").unwrap();
         partial.image(10).unwrap();
         drop(partial);
+        assert!(!dir.path().join("a-1").exists());
+    }
+
+    #[test]
+    fn writers_who_come_and_go_at_once_do_not_take_each_other_for_dead() {
+        let dir = TestDir::new();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let partial = Partial::create(dir.path(), "a-1").unwrap();
+                        partial.image(10).unwrap();
+                    }
+                });
+            }
+        });
         assert!(!dir.path().join("a-1").exists());
     }
 
