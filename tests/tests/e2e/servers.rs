@@ -122,18 +122,18 @@ fn postgres() -> Result {
 
 #[test]
 fn git_daemon() -> Result {
-    lives(&server("git", 30), 2)
+    lives(&server("git", 14), 2)
 }
 
 mod openmpi {
     #[test]
     fn goes_on_from_checkpoints_in_a_row() -> ulpm_tests::Result {
-        super::lives(&super::mpi(120), 5)
+        super::lives(&super::mpi(80), 3)
     }
 
     #[test]
     fn moves_there_and_back_and_there() -> ulpm_tests::Result {
-        super::moves(&super::mpi(120))
+        super::moves(&super::mpi(80))
     }
 }
 
