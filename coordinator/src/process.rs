@@ -303,7 +303,15 @@ pub(crate) fn open_paths(pid: i32, replaced: &[(u64, u64)]) -> Vec<PathBuf> {
                 (meta.is_file() || meta.is_dir())
                     && !(is_output && replaced.contains(&(meta.dev(), meta.ino())))
             });
-            if regular && let Ok(path) = fs::read_link(fd.path()) {
+            // What is called by a name that leads elsewhere here, as a message queue, nobody has to have there.
+            let is_there = |path: &Path| {
+                let id = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+                id(path).is_some_and(|found| Some(found) == id(&fd.path()))
+            };
+            if regular
+                && let Ok(path) = fs::read_link(fd.path())
+                && is_there(&path)
+            {
                 paths.push(path);
             }
         }

@@ -30,6 +30,7 @@ mod heap;
 mod locks;
 mod manager;
 mod next;
+mod notices;
 mod owners;
 mod private;
 mod process;

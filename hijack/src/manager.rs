@@ -20,7 +20,7 @@ use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, connections, heap, owners, threads, timers};
+use crate::{arch, connections, heap, notices, owners, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -38,7 +38,7 @@ static RESTORING: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn start(own: &PerProcess) {
     /// CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM
     const THREAD: usize = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
-    if own.has_manager.swap(1, Ordering::AcqRel) != 0 {
+    if own.has_manager.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         return;
     }
     let mask = signal::set_mask(signal::ALL);
@@ -49,6 +49,21 @@ pub(crate) fn start(own: &PerProcess) {
         own.has_manager.store(0, Ordering::Release);
     }
     signal::set_mask(mask);
+}
+
+/// `PerProcess::has_manager` when the manager has a table of descriptors of its own.
+const HAS_DESCRIPTORS: u32 = 2;
+
+/// Waits for a manager that is just beginning to leave the program's descriptors. On any thread of the program.
+pub(crate) fn wait_for_start(own: &PerProcess) {
+    loop {
+        match own.has_manager.load(Ordering::Acquire) {
+            0 | HAS_DESCRIPTORS => return,
+            now => {
+                let _ = ulpm_sys::futex_wait(&own.has_manager, now, None);
+            }
+        }
+    }
 }
 
 /// Starts the manager of a restarted process, which waits for `threads` user threads.
@@ -68,9 +83,12 @@ extern "C" fn run() -> ! {
     // An empty descriptor table of its own. Without it (before Linux 5.9) our descriptors would be
     // the program's, so such a process cannot be saved, and the coordinator will say that no manager
     // has come.
-    let (Ok(()), Some(own), Some(table)) =
-        (ulpm_sys::close_range(0, u32::MAX, true), process::own(), process::table())
-    else {
+    let left = notices::leave_descriptors();
+    if let Some(own) = process::own() {
+        own.has_manager.store(HAS_DESCRIPTORS, Ordering::Release);
+        ulpm_sys::futex_wake_all(&own.has_manager);
+    }
+    let (Ok(()), Some(own), Some(table)) = (left, process::own(), process::table()) else {
         ulpm_sys::exit_thread()
     };
     let mut manager = Manager {
@@ -92,6 +110,11 @@ extern "C" fn run() -> ! {
         }
         if owners::give_back(table).is_err() {
             crate::die("cannot give the descriptors of the restarted process their owners");
+        }
+        if notices::ask_again().is_err() {
+            crate::die(
+                "cannot ask for notice of messages as before: another process waits for them",
+            );
         }
         // Nobody of the job goes on before the coordinator has heard of everyone.
         capture::ipc::settle();
@@ -454,8 +477,9 @@ fn fork_writer() -> Result<Option<ForkedWriter>, Errno> {
     Ok(Some(ForkedWriter { pid: i32::try_from(pid).unwrap_or(-1), pidfd }))
 }
 
-/// Removes the System V objects that the job has made, and that a checkpoint or another host has now.
+/// Removes the System V objects and message queues that the job has made, and that a checkpoint or another host has now.
 fn remove_objects(table: Table) {
+    notices::unlink_own();
     for object in table.objects().filter(|object| object.flags() & object_flag::CREATED != 0) {
         if let Some(kind) = ipc::Kind::from_raw(object.kind()) {
             let _ = ipc::remove(kind, object.real());

@@ -25,7 +25,7 @@ unsafe extern "C" {
 pub(crate) struct PerProcess {
     /// The process id that the program sees; 0 if not known yet.
     pub(crate) pid: AtomicI32,
-    /// Whether there is a manager thread.
+    /// 0: there is no manager thread; 1: it begins; 2: it has descriptors of its own.
     pub(crate) has_manager: AtomicU32,
     /// 1 while user threads are being stopped or stand still.
     pub(crate) freezing: AtomicU32,

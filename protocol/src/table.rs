@@ -39,6 +39,8 @@ pub const LEN: usize = NAMES_AT + SOCKET_NAMES * size_of::<NamedSocket>();
 pub const CLAIMS_END: usize = 4096 + SLOTS * size_of::<Slot>() + CLAIMS * size_of::<Claim>();
 /// System V objects that a job can use at a time.
 pub const OBJECTS: usize = 1024;
+/// `Object::kind` of a POSIX message queue that the job has made, beside those of System V objects (1 to 3).
+pub const QUEUE: u32 = 4;
 /// Semaphores that all processes of a job together can owe something to.
 pub const DEBTS: usize = 4096;
 
@@ -244,6 +246,11 @@ pub struct Object {
 const FREE: u32 = 0;
 const FILLING: u32 = 1;
 const USED: u32 = 2;
+
+/// What an inode of a queue is called in the table.
+fn queue_id(inode: u64) -> i32 {
+    i32::try_from(inode & 0x7fff_ffff).unwrap_or(0)
+}
 
 impl Object {
     /// 1 for shared memory, 2 for semaphores, 3 for messages.
@@ -943,6 +950,22 @@ impl Table {
         let used = u32::try_from(index + 1).unwrap_or(u32::MAX);
         self.header().objects_used.fetch_max(used, Ordering::AcqRel);
         Ok(object)
+    }
+
+    /// Takes note of a POSIX message queue that the job has made. Of very many the first are forgotten, and count as
+    /// made by others: nobody tells when a queue is gone.
+    pub fn note_queue(&self, inode: u64) {
+        let mut known = self.objects().filter(|object| object.kind() == QUEUE);
+        if let (Some(first), Some(_)) = (known.next(), known.nth(OBJECTS / 4)) {
+            first.forget();
+        }
+        let _ = self.note_object(QUEUE, queue_id(inode), 0, object_flag::CREATED);
+    }
+
+    /// Whether the job has made a POSIX message queue.
+    #[must_use]
+    pub fn has_made_queue(&self, inode: u64) -> bool {
+        self.object_by_real(QUEUE, queue_id(inode)).is_some()
     }
 
     /// Says that an object or a debt found no entry: a restart would lose it.

@@ -274,7 +274,7 @@ fn is_used(kind: Kind, real: i32) -> bool {
 }
 
 /// The boot and the namespace in which an object's id means something, as the library writes it.
-fn place() -> Vec<u8> {
+pub(crate) fn place() -> Vec<u8> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let space = fs::read_link("/proc/self/ns/ipc").unwrap_or_default();
     format!("{} {}", boot.trim_end(), space.display()).into_bytes()

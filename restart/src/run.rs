@@ -58,8 +58,11 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     if !options.force {
         check_processor(&checkpoint)?;
     }
-    let circumstances =
-        Circumstances { outside: options.outside_sockets, hold: options.hold.is_some() };
+    let circumstances = Circumstances {
+        outside: options.outside_sockets,
+        hold: options.hold.is_some(),
+        check: options.check,
+    };
     let mut files = Files::look(&checkpoint.images, &paths, options.files, options.check)?;
     let mut objects = Objects::create(&checkpoint.images, &paths, circumstances)?;
     if options.hold.is_none() {
@@ -94,6 +97,10 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     table.reserve_virtual(highest);
     for (inode, name) in objects.socket_names() {
         table.name_socket(*inode, name).map_err(|error| RestartError::Socket(error.to_string()))?;
+    }
+
+    for &inode in &objects.queues.inodes {
+        table.note_queue(inode);
     }
 
     let (failures, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
@@ -142,6 +149,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     ipc.keep();
     files.keep();
     objects.names.forget();
+    objects.queues.keep();
     if options.verbose {
         eprintln!("ulpm_restart: job {} ({}) runs", opened.name, opened.job);
     }

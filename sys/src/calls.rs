@@ -42,6 +42,7 @@ pub mod oflag {
     pub const RDWR: i32 = 2;
     pub const ACCMODE: i32 = 3;
     pub const CREAT: i32 = 0o100;
+    pub const EXCL: i32 = 0o200;
     pub const TRUNC: i32 = 0o1000;
     pub const NONBLOCK: i32 = 0o4000;
     pub const DIRECT: i32 = 0o40000;
@@ -292,6 +293,24 @@ pub fn seek_data(fd: i32, from: usize) -> Result<usize, Errno> {
 pub fn seek_hole(fd: i32, from: usize) -> Result<usize, Errno> {
     // SAFETY: no memory is involved. 4 is SEEK_HOLE.
     check(unsafe { syscall(nr::LSEEK, [word(fd), from, 4, 0, 0, 0]) })
+}
+
+/// Gives the calling thread a copy of its table of descriptors (unshare(2) with CLONE_FILES).
+///
+/// # Errors
+///
+/// NOMEM
+pub fn unshare_descriptors() -> Result<(), Errno> {
+    const FILES: usize = 0x400;
+    // SAFETY: no memory is involved.
+    check(unsafe { syscall(nr::UNSHARE, [FILES, 0, 0, 0, 0, 0]) }).map(drop)
+}
+
+/// Whether a mapping belongs to a context of io_setup(2) that the process has.
+#[must_use]
+pub fn has_requests(context: usize) -> bool {
+    // SAFETY: none of no events is asked for.
+    check(unsafe { syscall(nr::IO_GETEVENTS, [context, 0, 0, 0, 0, 0]) }).is_ok()
 }
 
 /// Sets the position in a file.

@@ -15,6 +15,7 @@ pub mod events;
 pub mod fmt;
 pub mod inotify;
 pub mod ipc;
+pub mod mq;
 pub mod proc;
 pub mod pty;
 pub mod signal;

@@ -20,6 +20,14 @@ static void *wait_forever(void *nothing)
     return nothing;
 }
 
+static volatile sig_atomic_t started;
+
+static void start(union sigval nothing)
+{
+    (void)nothing;
+    started = 1;
+}
+
 int main(int argc, char **argv)
 {
     CHECK_EQ(argc, 3);
@@ -28,8 +36,22 @@ int main(int argc, char **argv)
     if (strcmp(what, "queue") == 0) {
         char name[64];
         snprintf(name, sizeof name, "/ulpm-test-%d", (int)getpid());
-        CHECK(mq_open(name, O_RDWR | O_CREAT, 0600, NULL) >= 0);
+        mqd_t queue = mq_open(name, O_RDWR | O_CREAT, 0600, NULL);
+        CHECK(queue >= 0);
         CHECK_EQ(mq_unlink(name), 0);
+        struct sigevent event = {0};
+        event.sigev_notify = SIGEV_THREAD;
+        event.sigev_notify_function = start;
+        CHECK_EQ(mq_notify(queue, &event), 0);
+        for (long i = 1; i <= steps; i++)
+            guest_step(i);
+        /* Nothing has taken that back. */
+        CHECK_EQ(mq_send(queue, "", 0, 0), 0);
+        for (int i = 0; i < 2000 && !started; i++)
+            guest_nap_us(1000);
+        CHECK(started);
+        guest_line("ok refused_state");
+        return 0;
     } else if (strcmp(what, "linked") == 0) {
         CHECK(open("linked", O_RDWR | O_CREAT, 0600) >= 0);
         CHECK_EQ(mkdir("elsewhere", 0700), 0);
@@ -79,6 +101,9 @@ int main(int argc, char **argv)
         CHECK_EQ(inet_pton(AF_INET, "10.0.0.7", &group.imr_sourceaddr), 1);
         int fd = socket(AF_INET, SOCK_DGRAM, 0);
         CHECK_EQ(setsockopt(fd, IPPROTO_IP, IP_ADD_SOURCE_MEMBERSHIP, &group, sizeof group), 0);
+    } else if (strcmp(what, "requests") == 0) {
+        unsigned long context = 0;
+        CHECK_EQ(syscall(SYS_io_setup, 8, &context), 0);
     } else if (strcmp(what, "process") == 0) {
         CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else {

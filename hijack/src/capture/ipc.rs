@@ -162,7 +162,7 @@ fn save(
 }
 
 /// The boot and the namespace in which an object's id means something.
-fn place() -> Vec<u8> {
+pub(super) fn place() -> Vec<u8> {
     let (mut boot, mut link) = ([0; 64], [0; 64]);
     let boot = read_file(c"/proc/sys/kernel/random/boot_id", &mut boot).trim_ascii_end();
     let space = ulpm_sys::readlink(c"/proc/self/ns/ipc", &mut link).unwrap_or_default();

@@ -22,6 +22,9 @@ const FILE_IN_MEMORY: u64 = 31;
 /// What memfd_secret(2) has made is called so (mm/secretmem.c).
 const SECRET: &[u8] = b"/secretmem (deleted)";
 
+/// What io_setup(2) maps is called so (fs/aio.c). A forked child has the mapping, and nothing behind it.
+const REQUESTS: &[u8] = b"/[aio] (deleted)";
+
 /// A private mapping of a file beyond this length is not carried in the image.
 const MAX_CARRIED: u64 = 128 << 20;
 /// Nor is a writable one beyond this.
@@ -184,6 +187,12 @@ fn file(
             if line.name == SECRET {
                 return Err(unsupported(format_args!(
                     "memory that is hidden from the kernel (memfd_secret) cannot be saved"
+                )));
+            }
+            if line.name == REQUESTS && ulpm_sys::has_requests(line.start) {
+                return Err(unsupported(format_args!(
+                    "it has a context for asynchronous input and output (io_setup, libaio), which cannot be saved yet; \
+                     end it with io_destroy before a checkpoint, or have the program work without"
                 )));
             }
             region.kind = kind::SHARED_MEMORY;

@@ -8,6 +8,7 @@
 use core::ffi::{c_int, c_long, c_void};
 
 use ulpm_protocol::table::{Table, object_flag};
+use ulpm_sys::arch::nr;
 use ulpm_sys::ipc::{self, Kind, Operation, Status, command};
 use ulpm_sys::{Errno, Timespec};
 
@@ -336,34 +337,47 @@ unsafe fn translate(kind: Kind, id: c_int, status: *mut Status) {
     }
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn shmctl(id: c_int, command: c_int, argument: *mut Status) -> c_int {
-    let listed = [command::SHM_STAT, command::SHM_STAT_ANY];
-    // SAFETY: see above.
-    let result = control(Kind::Memory, id, command, listed, |id| unsafe {
-        SHMCTL.get()(id, command, argument)
-    });
+/// A control call that may fill a structure, of a segment or a queue.
+///
+/// # Safety
+///
+/// As the call.
+unsafe fn control_with_status(
+    kind: Kind,
+    id: c_int,
+    command: c_int,
+    argument: *mut Status,
+    call: impl FnOnce(c_int) -> c_int,
+) -> c_int {
+    let listed = match kind {
+        Kind::Memory => [command::SHM_STAT, command::SHM_STAT_ANY],
+        _ => [command::MSG_STAT, command::MSG_STAT_ANY],
+    };
+    let result = control(kind, id, command, listed, call);
     if result >= 0 && (command == command::STAT || listed.contains(&command)) {
         let id = if command == command::STAT { id } else { result };
         // SAFETY: the kernel has filled it.
-        unsafe { translate(Kind::Memory, id, argument) };
+        unsafe { translate(kind, id, argument) };
     }
     result
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn msgctl(id: c_int, command: c_int, argument: *mut Status) -> c_int {
-    let listed = [command::MSG_STAT, command::MSG_STAT_ANY];
+unsafe extern "C" fn shmctl(id: c_int, command: c_int, argument: *mut Status) -> c_int {
     // SAFETY: see above.
-    let result = control(Kind::Messages, id, command, listed, |id| unsafe {
-        MSGCTL.get()(id, command, argument)
-    });
-    if result >= 0 && (command == command::STAT || listed.contains(&command)) {
-        let id = if command == command::STAT { id } else { result };
-        // SAFETY: the kernel has filled it.
-        unsafe { translate(Kind::Messages, id, argument) };
+    unsafe {
+        let call = |id| SHMCTL.get()(id, command, argument);
+        control_with_status(Kind::Memory, id, command, argument, call)
     }
-    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn msgctl(id: c_int, command: c_int, argument: *mut Status) -> c_int {
+    // SAFETY: see above.
+    unsafe {
+        let call = |id| MSGCTL.get()(id, command, argument);
+        control_with_status(Kind::Messages, id, command, argument, call)
+    }
 }
 
 /// `semctl(id, semaphore, command, …)`: the last argument is there for some commands only; it is a word
@@ -375,11 +389,25 @@ unsafe extern "C" fn semctl(
     command: c_int,
     argument: *mut Status,
 ) -> c_int {
-    let listed = [command::SEM_STAT, command::SEM_STAT_ANY];
     // SAFETY: see above.
-    let result = control(Kind::Semaphores, id, command, listed, |id| unsafe {
-        SEMCTL.get()(id, semaphore, command, argument)
-    });
+    unsafe {
+        let call = |id| SEMCTL.get()(id, semaphore, command, argument);
+        control_semaphores(id, semaphore, command, argument, call)
+    }
+}
+
+/// # Safety
+///
+/// As the call.
+unsafe fn control_semaphores(
+    id: c_int,
+    semaphore: c_int,
+    command: c_int,
+    argument: *mut Status,
+    call: impl FnOnce(c_int) -> c_int,
+) -> c_int {
+    let listed = [command::SEM_STAT, command::SEM_STAT_ANY];
+    let result = control(Kind::Semaphores, id, command, listed, call);
     if result < 0 {
         return result;
     }
@@ -402,4 +430,59 @@ unsafe extern "C" fn semctl(
         _ => {}
     }
     result
+}
+
+/// Makes a call by its number (see `raw`), which `call` does with the arguments that it is given.
+///
+/// # Safety
+///
+/// As the call.
+#[expect(clippy::cast_possible_truncation, reason = "the kernel looks at as many bits")]
+#[expect(clippy::cast_possible_wrap, reason = "the type of a message is signed")]
+pub(super) unsafe fn by_number(
+    number: usize,
+    arguments: [usize; 5],
+    call: impl Fn([usize; 4]) -> isize,
+) -> isize {
+    let [a, b, c, d, e] = arguments;
+    let (id, command) = (a as c_int, b as c_int);
+    let word = |value: c_int| value as isize as usize;
+    let of = |id: c_int| call([word(id), b, c, d]);
+    let operations = core::ptr::with_exposed_provenance_mut(b);
+    let status = core::ptr::with_exposed_provenance_mut;
+    let result = match number {
+        nr::SHMGET | nr::SEMGET => {
+            let kind = if number == nr::SHMGET { Kind::Memory } else { Kind::Semaphores };
+            get(kind, id, b, c as c_int, |key, flags| call([word(key), b, word(flags), d]) as c_int)
+        }
+        nr::MSGGET => {
+            let make = |key, flags| call([word(key), word(flags), c, d]) as c_int;
+            get(Kind::Messages, id, 0, command, make)
+        }
+        nr::SHMAT => return on_object(Kind::Memory, id, of),
+        // Those that wait go through libc: the code in front of the system call tells which one was interrupted.
+        // SAFETY: the caller vouches for them.
+        nr::MSGSND => unsafe { msgsnd(id, core::ptr::with_exposed_provenance(b), c, d as c_int) },
+        // SAFETY: as above.
+        nr::MSGRCV => unsafe {
+            let message = core::ptr::with_exposed_provenance_mut(b);
+            return msgrcv(id, message, c, d as c_long, e as c_int);
+        },
+        // SAFETY: as above.
+        nr::SEMOP => unsafe { semop(id, operations, c) },
+        // SAFETY: as above.
+        nr::SEMTIMEDOP => unsafe {
+            semtimedop(id, operations, c, core::ptr::with_exposed_provenance(d))
+        },
+        // SAFETY: as above.
+        nr::SEMCTL => unsafe {
+            control_semaphores(id, command, c as c_int, status(d), |id| of(id) as c_int)
+        },
+        _ => {
+            let kind = if number == nr::SHMCTL { Kind::Memory } else { Kind::Messages };
+            // SAFETY: as above.
+            unsafe { control_with_status(kind, id, command, status(c), |id| of(id) as c_int) }
+        }
+    };
+    result as isize
 }

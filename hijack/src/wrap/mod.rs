@@ -16,6 +16,7 @@ mod ipc;
 pub(crate) mod names;
 mod paths;
 mod pthread;
+mod queues;
 mod raw;
 mod scheduling;
 pub(crate) mod shell;

@@ -10,12 +10,12 @@ use ulpm_sys::arch::{nr, syscall as kernel};
 use ulpm_sys::{Errno, check, word};
 
 use super::names::{self, real, real_group, real_or_group, real_task};
-use super::{descriptors, wait};
+use super::{descriptors, ipc, queues, wait};
 use crate::critical::holding_name;
 use crate::{clock, process, set_errno, timed};
 
 /// Numbers of calls that [`translated`] makes.
-const TRANSLATED: [usize; 46] = [
+const TRANSLATED: [usize; 59] = [
     nr::GETPID,
     nr::GETPPID,
     nr::GETTID,
@@ -62,6 +62,19 @@ const TRANSLATED: [usize; 46] = [
     nr::TIMER_DELETE,
     nr::TIMERFD_SETTIME,
     nr::SYSINFO,
+    nr::SHMGET,
+    nr::SHMAT,
+    nr::SHMCTL,
+    nr::SEMGET,
+    nr::SEMOP,
+    nr::SEMTIMEDOP,
+    nr::SEMCTL,
+    nr::MSGGET,
+    nr::MSGSND,
+    nr::MSGRCV,
+    nr::MSGCTL,
+    nr::MQ_OPEN,
+    nr::MQ_NOTIFY,
 ];
 /// Beyond the highest of them.
 const END: usize = nr::FUTEX_WAITV + 1;
@@ -207,6 +220,22 @@ unsafe extern "C" fn translated(
         nr::IO_URING_SETUP if process::own().is_some() => {
             set_errno(Errno::NOSYS);
             -1
+        }
+        nr::SHMGET..=nr::SHMCTL
+        | nr::SEMGET..=nr::SEMCTL
+        | nr::MSGGET..=nr::MSGCTL
+        | nr::SEMTIMEDOP => {
+            // SAFETY: as above. The other arguments have no names in them.
+            let call =
+                |[a, b, c, d]: [usize; 4]| finish(unsafe { kernel(number, [a, b, c, d, e, f]) });
+            // SAFETY: the caller vouches for them.
+            unsafe { ipc::by_number(number, [a, b, c, d, e], call) }
+        }
+        nr::MQ_OPEN => queues::open(int(b), |flags| call([a, word(flags), c])),
+        nr::MQ_NOTIFY => {
+            let event = core::ptr::with_exposed_provenance(b);
+            // SAFETY: the caller vouches for it.
+            unsafe { queues::notify(int(a), event, || call([a, b, c])) }
         }
         nr::WAITID | nr::IO_URING_SETUP => call([a, b, c]),
         // All others have the id of a process or thread first.

@@ -45,6 +45,8 @@ pub mod description_kind {
     /// An instance of inotify_init(2): a [`Notifier`](crate::meta::Notifier) says more, and each
     /// [`FileWatch`](crate::meta::FileWatch) that names it is something that it watches.
     pub const NOTIFIER: u32 = 40;
+    /// A POSIX message queue: a [`Queue`](crate::meta::Queue) with this `dev` and `inode` has what is in it.
+    pub const QUEUE: u32 = 42;
 }
 
 record! {

@@ -1,4 +1,4 @@
-//! System V objects.
+//! System V objects, and POSIX message queues.
 
 use alloc::vec::Vec;
 
@@ -45,5 +45,41 @@ IpcObject {
     content: Vec<u8>,
     /// Messages, the first first.
     messages: Vec<Message>,
+}
+}
+
+record! {
+/// A message in a POSIX message queue.
+QueueMessage {
+    /// Its priority.
+    priority: u32,
+    /// Its bytes.
+    text: Vec<u8>,
+}
+}
+
+record! {
+/// A POSIX message queue, saved by one of those who have it open.
+Queue {
+    /// Device.
+    dev: u64,
+    /// Inode.
+    inode: u64,
+    /// The host and namespace in which that means something, in words.
+    place: Vec<u8>,
+    /// Its name, without the slash in front; the one that it had, if it was unlinked.
+    name: Vec<u8>,
+    /// Whether it was unlinked.
+    deleted: bool,
+    /// Whether a process of the job had made it. Of others nothing but the name is saved.
+    created: bool,
+    /// Its mode bits.
+    mode: u32,
+    /// How many messages it may hold.
+    max_messages: i64,
+    /// How long each may be, in bytes.
+    message_size: i64,
+    /// Those that it holds, the first first.
+    messages: Vec<QueueMessage>,
 }
 }

@@ -291,6 +291,8 @@ pub struct Meta {
     pub sockets: Vec<Socket>,
     /// System V objects that this process saved.
     pub ipc: Vec<IpcObject>,
+    /// POSIX message queues that it saved.
+    pub queues: Vec<Queue>,
 }
 
 macro_rules! sections {
@@ -377,6 +379,7 @@ sections! {
     40 notifiers,
     41 watches,
     42 memory_files,
+    43 queues,
 }
 
 impl Meta {

@@ -12,6 +12,7 @@ mod file;
 mod inotify;
 pub(crate) mod late;
 mod pipe;
+mod queue;
 mod socket;
 mod terminal;
 
@@ -32,6 +33,7 @@ use crate::error::{RestartError, system};
 use crate::image_file::ImageFile;
 use crate::path_map::PathMap;
 
+use queue::{OwnQueues, Queues};
 use socket::Sockets;
 pub use socket::{Circumstances, Names};
 
@@ -67,6 +69,8 @@ pub struct Objects {
     backings: Vec<Vec<Backing>>,
     /// Files of unix sockets.
     pub names: Names,
+    /// Message queues that go where the job goes.
+    pub queues: OwnQueues,
 }
 
 /// Descriptions by their ids, controlling terminals by the ids of those who lead their sessions, the files of
@@ -91,6 +95,7 @@ struct Builder<'a> {
     files: HashMap<(PathBuf, bool), RawFd>,
     /// Files that are not here as they were, put together from what images carry of them.
     carried: HashMap<(u64, u64), RawFd>,
+    queues: Queues<'a>,
 }
 
 impl Objects {
@@ -122,6 +127,7 @@ impl Objects {
             directories: HashMap::new(),
             files: HashMap::new(),
             carried: HashMap::new(),
+            queues: Queues::new(images, circumstances.check),
         };
         let backings = images
             .iter()
@@ -136,8 +142,18 @@ impl Objects {
                 builder.deleted_directory((gone.dev, gone.inode), gone.mode, path)?;
             }
         }
-        let directories = builder.directories;
-        Ok(Self { base, descriptions, directories, controlling, addresses, backings, names })
+        let Builder { directories, queues, .. } = builder;
+        let queues = queues.finish()?;
+        Ok(Self {
+            base,
+            descriptions,
+            directories,
+            controlling,
+            addresses,
+            backings,
+            names,
+            queues,
+        })
     }
 
     /// The descriptor that stands for a description.
@@ -445,6 +461,7 @@ impl Builder<'_> {
                         None => file::stream(description)?,
                     },
                     description_kind::DELETED => self.deleted(description)?,
+                    description_kind::QUEUE => self.queues.description(description)?,
                     _ => self.open(image, description)?,
                 };
                 found.insert(description.id, lift(fd, self.base)?);

@@ -10,6 +10,8 @@ whole_life! {
     shared_memory => Program::guest("shm", 200);
     semaphores => Program::guest("sem", 200);
     messages => Program::guest("msg", 200);
+    posix_message_queues => Program::guest("mq", 150);
+    by_system_call => Program::guest("raw_ipc", 150);
     posix_shared_memory_and_semaphores => Program::guest("posix_shm", 200);
 }
 
@@ -83,6 +85,21 @@ fn files_in_memory_that_are_gone_are_made_again() -> Result {
         fs::remove_file(format!("/dev/shm/ulpm-test-{name}-n"))?;
         fs::remove_file(format!("/dev/shm/sem.ulpm-test-{name}-a"))?;
         ends_well(&lab.restart(&guest, &checkpoint.path)?)
+    })
+}
+
+/// Their names are gone with the job, so that a restart makes them.
+#[test]
+fn message_queues_go_with_a_job_that_is_killed_with_its_checkpoint() -> Result {
+    Lab::one_host(|lab| {
+        let mut guest = started(lab, "mq")?;
+        for step in [7, 12, 17] {
+            guest.set_limit(step)?;
+            guest.wait_step(step)?;
+            let checkpoint = lab.checkpoint_and_kill(&guest)?;
+            guest = lab.restart(&guest, &checkpoint.path)?;
+        }
+        ends_well(&guest)
     })
 }
 

@@ -260,8 +260,8 @@ fn multicast_group_for_certain_sources() -> Result {
 }
 
 #[test]
-fn message_queue() -> Result {
-    state_refused("queue", &["message queue"])
+fn message_queue_with_a_thread_to_be_told() -> Result {
+    state_refused("queue", &["message queue", "SIGEV_THREAD"])
 }
 
 #[test]
@@ -281,6 +281,11 @@ fn userfaultfd() -> Result {
 #[test]
 fn file_of_huge_pages() -> Result {
     state_refused("huge", &["huge pages"])
+}
+
+#[test]
+fn asynchronous_requests() -> Result {
+    state_refused("requests", &["io_setup", "io_destroy"])
 }
 
 #[test]

@@ -21,7 +21,7 @@ const NAMED: u64 = 32;
 const MAX_DELETED: usize = 256 << 20;
 
 /// The file system of POSIX message queues (ipc/mqueue.c).
-const MQUEUE_MAGIC: u64 = 0x1980_0202;
+pub(super) const MQUEUE_MAGIC: u64 = 0x1980_0202;
 
 /// Huge pages, and memfd_secret(2) (include/uapi/linux/magic.h).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -29,10 +29,10 @@ const SECRETMEM_MAGIC: u64 = 0x5345_434d;
 
 /// What a file with or without a name is; one that has another name than it was opened by gets that.
 pub(super) fn kind(open: &Open, description: &mut Description) -> Result<u32, Failed> {
-    let why = match ulpm_sys::filesystem(open.ours) {
-        Ok(MQUEUE_MAGIC) => "is a message queue",
-        Ok(HUGETLBFS_MAGIC) => "is memory of huge pages (hugetlbfs, MFD_HUGETLB)",
-        Ok(SECRETMEM_MAGIC) => "is memory that is hidden from the kernel (memfd_secret)",
+    let why = match open.filesystem {
+        MQUEUE_MAGIC => return Ok(kind::QUEUE),
+        HUGETLBFS_MAGIC => "is memory of huge pages (hugetlbfs, MFD_HUGETLB)",
+        SECRETMEM_MAGIC => "is memory that is hidden from the kernel (memfd_secret)",
         _ => "",
     };
     if !why.is_empty() {

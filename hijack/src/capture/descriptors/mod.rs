@@ -10,6 +10,7 @@ mod file;
 mod inotify;
 mod lock;
 mod pipe;
+mod queue;
 mod socket;
 mod terminal;
 
@@ -28,7 +29,7 @@ use self::inotify::Notifying;
 use super::text::{Directory, read_file};
 use super::{Subject, unsupported};
 use crate::freeze::Failed;
-use crate::{connections, locks, owners, seals, threads};
+use crate::{connections, locks, notices, owners, seals, threads};
 
 /// The election of the process that saves a description.
 const DESCRIPTION: u64 = 1;
@@ -47,6 +48,8 @@ struct Open {
     info: Vec<u8>,
     /// Whether this was found under way in a socket, and stays open until [`let_go`].
     kept: bool,
+    /// Of a regular file: the kind of its file system, as statfs(2) says it.
+    filesystem: u64,
 }
 
 impl Open {
@@ -65,6 +68,7 @@ impl Open {
             locked: false,
             info: Vec::new(),
             kept,
+            filesystem: 0,
         }
     }
 }
@@ -72,7 +76,12 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         // One that is under way in a socket has to stay until all processes have compared theirs with it.
-        if !self.kept {
+        if self.kept {
+            return;
+        }
+        if self.filesystem == file::MQUEUE_MAGIC {
+            notices::close(self.ours);
+        } else {
             ulpm_sys::close(self.ours);
         }
     }
@@ -130,12 +139,16 @@ fn collect_from(
     owners::clear();
     seals::clear();
     connections::clear();
+    notices::clear();
     let mut found = Found::default();
     for fd in numbers {
         let open = open_again(task, pidfd, fd)?;
         owners::note(subject.table, fd, open.ours)?;
         seals::note(fd, open.ours, &open.path)?;
         let description = describe(subject, task, &open)?;
+        if description.kind == kind::QUEUE {
+            queue::collect(subject, &open, meta)?;
+        }
         meta.descriptors.push(Descriptor {
             fd,
             cloexec: closes_on_exec(subject, &open)?,
@@ -145,6 +158,9 @@ fn collect_from(
     }
     let manager = ulpm_sys::gettid();
     while let Some((open, description)) = found.sockets.in_flight.pop() {
+        if description.kind == kind::QUEUE {
+            return Err(cannot(&open, "is a message queue"));
+        }
         if seals::is_sealed_late(open.ours, &open.path) {
             return Err(cannot(&open, "has the seal F_SEAL_FUTURE_WRITE"));
         }
@@ -269,8 +285,12 @@ fn look_at(task: i32, fd: i32, ours: i32, kept: bool) -> Result<Open, Errno> {
         locked: value(info, b"lock:").is_some(),
         info: info.to_vec(),
         kept,
+        filesystem: 0,
     };
     open.status = ulpm_sys::fstat(ours)?;
+    if open.status.mode & mode::TYPE == mode::REGULAR {
+        open.filesystem = ulpm_sys::filesystem(ours).unwrap_or(0);
+    }
     if open.status.mode & mode::TYPE == mode::SOCKET
         && open.flags & oflag::PATH.cast_unsigned() == 0
     {

@@ -31,6 +31,8 @@ pub struct Circumstances {
     pub outside: Outside,
     /// The job waits for the commit of a hand-over: the original may still go on.
     pub hold: bool,
+    /// It is only looked whether the job can be restarted.
+    pub check: bool,
 }
 
 /// All sockets of a job, by inode.
