@@ -47,7 +47,7 @@ pub struct Options {
     #[arg(long, group = "membership", value_name = "NAME", help_heading = "Cluster")]
     pub revoke: Option<String>,
 
-    /// The name of this host in the cluster [default: USER@HOST]
+    /// The name of this host in the cluster; USER@HOST unless it is said
     #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub name: Option<String>,
 
