@@ -33,7 +33,7 @@ static struct shared {
     atomic_int stop;
     atomic_long blocks[WAYS], others[8];
 } *shared;
-static int ends[WAYS][2], file, late;
+static int ends[WAYS][2], file, late, no_tcp;
 
 static int is_tcp(enum how how)
 {
@@ -235,8 +235,11 @@ static void *timeouts(void *argument)
     int pair[2];
     CHECK_EQ(socketpair(AF_UNIX, which == 1 ? SOCK_STREAM : SOCK_DGRAM, 0, pair), 0);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK_EQ(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    struct sockaddr_un named = {.sun_family = AF_UNIX};
+    snprintf(named.sun_path, sizeof named.sun_path, "listener-%ld", which);
+    int listener = socket(no_tcp ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+    CHECK_EQ(no_tcp ? bind(listener, (struct sockaddr *)&named, sizeof named)
+                    : bind(listener, (struct sockaddr *)&address, sizeof address), 0);
     CHECK_EQ(listen(listener, 1), 0);
     int fds[] = {pair[0], pair[1], listener};
     for (int i = 0; i < 3; i++) {
@@ -429,6 +432,7 @@ int main(int argc, char **argv)
         without[1] |= strcmp(argv[i], "no-tcp") == 0;
         without[2] |= strcmp(argv[i], "no-terminals") == 0;
     }
+    no_tcp = without[1];
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED);
     file = open("content", O_RDWR | O_CREAT | O_TRUNC, 0600);
