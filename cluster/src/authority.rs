@@ -256,12 +256,15 @@ impl Authority {
         Ok(certificate)
     }
 
-    /// Shows a host out, and takes back invitations that nobody has used: `None` for these alone.
+    /// Shows a host out.
     ///
     /// # Errors
     ///
     /// [`ClusterError::Unknown`] if there is none of that name.
     pub fn revoke(&self, name: &str) -> Result<(), ClusterError> {
+        if Cluster::open(&self.dir)?.is_some_and(|own| own.name().is_ok_and(|own| own == name)) {
+            return Err(ClusterError::Own(name.into()));
+        }
         {
             let _lock = self.lock()?;
             let mut issued = self.issued()?;
@@ -408,7 +411,8 @@ impl FromStr for Invitation {
         let (ca, certificate, key) = (next()?, next()?, next()?);
         let addresses: Result<Vec<String>, _> = parts.map(String::from_utf8).collect();
         let addresses = addresses.map_err(|_| wrong())?;
-        if !rest.is_empty() || addresses.is_empty() {
+        let fits = |address: &String| address.parse::<std::net::SocketAddr>().is_ok();
+        if !rest.is_empty() || addresses.is_empty() || !addresses.iter().all(fits) {
             return Err(wrong());
         }
         Ok(Self { addresses, ca, certificate, key })
@@ -439,9 +443,9 @@ mod tests {
 
     fn joined(dirs: &Dirs, authority: &Authority, name: &str) -> Cluster {
         let life = std::time::Duration::from_secs(60);
-        let token = authority.invite(vec!["a:1".into()], life).unwrap().to_string();
+        let token = authority.invite(vec!["127.0.0.1:1".into()], life).unwrap().to_string();
         let invitation: Invitation = token.parse().unwrap();
-        assert_eq!(invitation.addresses, ["a:1"]);
+        assert_eq!(invitation.addresses, ["127.0.0.1:1"]);
         let Some(Role::Invitation(id)) = crate::role(&invitation.cluster().host) else {
             panic!("no invitation");
         };
@@ -505,6 +509,7 @@ mod tests {
         talk(&second, &third).unwrap();
         authority.revoke("second").unwrap();
         assert!(matches!(authority.revoke("second"), Err(ClusterError::Unknown(_))));
+        assert!(matches!(authority.revoke("first"), Err(ClusterError::Own(_))));
         let first = Cluster::open(&dirs.0.join("first")).unwrap().unwrap();
         talk(&second, &first).unwrap_err();
         // Others learn of it, and of nothing else.
@@ -528,8 +533,9 @@ mod tests {
         let dirs = Dirs::new("time");
         let authority = Authority::create(&dirs.0, "first").unwrap();
         let first = Cluster::open(&dirs.0).unwrap().unwrap();
-        let invite =
-            |secs| authority.invite_for(vec!["a:1".into()], Duration::seconds(secs)).unwrap();
+        let invite = |secs| {
+            authority.invite_for(vec!["127.0.0.1:1".into()], Duration::seconds(secs)).unwrap()
+        };
         let role = talk(&invite(60).cluster(), &first).unwrap();
         assert!(matches!(role, Some(Role::Invitation(_))));
         talk(&invite(-2).cluster(), &first).unwrap_err();

@@ -81,6 +81,11 @@ pub enum ClusterError {
     /// A name of a host that cannot stand in a certificate.
     #[error("{0:?} is no name for a host: use letters, digits and any of . _ - @")]
     Name(String),
+    /// The host where the cluster was made stays in it.
+    #[error(
+        "{0} is this host, where the cluster was made: nobody could let others in or show them out without it"
+    )]
+    Own(String),
     /// No certificate of that name was given out.
     #[error("no host {0:?} has a certificate of this cluster")]
     Unknown(String),

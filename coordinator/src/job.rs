@@ -76,6 +76,9 @@ pub(crate) enum Then {
     },
 }
 
+/// The parent of all threads of the kernel, where there are any to be seen.
+const KTHREADD: i32 = 2;
+
 /// Somebody wants something of a job.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -428,6 +431,7 @@ impl Job {
     /// Takes an event at any time; gives back what concerns a barrier.
     pub(crate) async fn aside(&mut self, event: Event) -> Option<Barrier> {
         match event {
+            Event::Connected { hello, manager } if !manager.is(hello.real) => self.disown(&hello),
             Event::Connected { hello, manager } => {
                 self.connected(&hello, manager).await;
                 return Some(Barrier::Connected(Pid(hello.real)));
@@ -452,6 +456,19 @@ impl Job {
             Event::Command(command) => self.command(command).await,
         }
         None
+    }
+
+    /// Leaves alone what has the id here that a process of the job has in a pid namespace of its own.
+    fn disown(&self, hello: &Hello) {
+        tracing::warn!(
+            "job {}: a process calls itself {} in a pid namespace of its own, and does not count",
+            self.meta.name,
+            hello.real
+        );
+        let is_member = process::has_mapped(hello.real, &self.table_path).unwrap_or(false);
+        if !is_member && let Some(slot) = self.table.table().by_real(hello.real) {
+            slot.set_state(SlotState::Gone);
+        }
     }
 
     async fn connected(&mut self, hello: &Hello, manager: Manager) {
@@ -678,6 +695,8 @@ impl Job {
                 None
             }
             Ok(false) => Some(false),
+            // A thread of the kernel: a member has that id in a pid namespace of its own.
+            Err(_) if stat.ppid == KTHREADD => Some(false),
             Err(_) => None,
         };
         if proof == Some(true) {

@@ -50,6 +50,17 @@ impl Manager {
         Self { id: ConnId(NEXT.fetch_add(1, Ordering::Relaxed)), stream: Arc::new(stream) }
     }
 
+    /// Whether it is the process with that id, or speaks at least from our pid namespace: in one of its own, a process
+    /// has an id that is somebody else's here.
+    pub(crate) fn is(&self, pid: i32) -> bool {
+        let peer = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        peer.is_some_and(|peer| {
+            let its = namespace(&peer.to_string());
+            peer == pid || its.is_some() && its == namespace("self")
+        })
+    }
+
     /// Sends a message, and a descriptor with its first byte.
     pub(crate) async fn send(
         &self,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ulpm_tests::{DEADLINE, Lab, Program, Result, ensure, until};
+use ulpm_tests::{DEADLINE, Lab, Program, Result, ensure, is_root, until};
 
 use crate::whole_life;
 
@@ -46,6 +46,31 @@ fn daemon_that_closed_everything_is_restarted() -> Result {
         let text = until("the daemon to end well", DEADLINE, || daemon_result(&guest.dir))?;
         ensure!(text.lines().count() == 101, "{} lines", text.lines().count());
         twin.finish()?;
+        Ok(())
+    })
+}
+
+/// What a program starts in a pid namespace has ids there that others have here: those are left alone.
+#[test]
+fn pid_namespace_of_a_job_harms_nobody_outside() -> Result {
+    if !is_root() {
+        println!("only root can make a pid namespace so: the run as root shows this");
+        return Ok(());
+    }
+    Lab::one_host(|lab| {
+        let script = "sleep 1000 & sleep 1000 & sleep 1000 & echo here; wait";
+        let mut program = Program::guest("counter", 1);
+        program.argv = ["unshare", "--pid", "--fork", "sh", "-c", script].map(Into::into).into();
+        let guest = lab.launch(&program)?;
+        guest.wait_for("here")?;
+        let job = lab.job(0, &guest.name)?.ok_or("no job")?;
+        for process in job["processes"].as_array().ok_or("no processes")? {
+            let command = process["command"].as_str().unwrap_or_default();
+            ensure!(command.contains("sleep 1000"), "a stranger is listed: {process}");
+        }
+        lab.tool(0, "ulpm_command", &["--kill", &guest.name])?.success()?;
+        until("the job to end", DEADLINE, || Ok(lab.job(0, &guest.name)?.is_none().then_some(())))?;
+        guest.kill_tree()?;
         Ok(())
     })
 }
