@@ -55,10 +55,14 @@ impl Partial {
     pub fn create(ckpt_dir: &Path, name: &str) -> Result<Self, GenerationError> {
         let parent = ckpt_dir.join(name);
         let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700);
+        builder.recursive(true).mode(0o700).create(ckpt_dir).context("create", ckpt_dir)?;
         let mut generation = 0;
         loop {
-            builder.create(&parent).context("create", &parent)?;
+            // Another writer that gives up removes it if it is empty.
+            match fs::DirBuilder::new().mode(0o700).create(&parent) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.context("create", &parent)?,
+            }
             if generation == 0 {
                 generation = remove_dead(&parent)
                     .and_then(|()| generations(&parent))
