@@ -6,6 +6,8 @@ import threading
 import time
 from multiprocessing.managers import BaseManager
 
+import guest
+
 
 class Box:
     def __init__(self):
@@ -28,14 +30,6 @@ class Manager(BaseManager):
 Manager.register("Box", Box)
 
 
-def limit():
-    try:
-        with open(os.environ["GUEST_LIMIT"]) as file:
-            return int(file.read())
-    except (KeyError, OSError, ValueError):
-        return 1 << 62
-
-
 def main():
     steps = int(sys.argv[1])
     context = multiprocessing.get_context("fork")
@@ -50,7 +44,7 @@ def main():
     for thread in threads:
         thread.start()
     for step in range(1, steps + 1):
-        while limit() < step:
+        while guest.limit() < step:
             time.sleep(0.005)
         time.sleep(0.005)
         os.write(1, f"step {step}\n".encode())

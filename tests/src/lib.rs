@@ -51,8 +51,8 @@ pub use process::{Process, is_alive, processes};
 pub use program::{Compare, Feed, Pace, Program};
 pub use random::Random;
 pub use undisturbed::{
-    all_the_time, checkpointed_equals_native, migrated_equals_native, there_and_back,
-    under_continuous_checkpoints,
+    all_the_time, checkpointed_equals_native, migrated_equals_native,
+    one_checkpoint_after_the_other, there_and_back, under_continuous_checkpoints,
 };
 pub use wait::{DEADLINE, until};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::capture::join;
 use crate::{DEADLINE, Finished, Guest, Lab, Pace, Program, Random, Result, ensure, until};
 
-/// How far a program may run on before the test lets it.
+/// How far a program may run on before the test lets it, at most.
 const AHEAD: u64 = 15;
 
 /// What an undisturbed run says.
@@ -15,6 +15,18 @@ struct Native {
     /// Processor time of the whole tree, in milliseconds.
     cpu_ms: u64,
     lines: usize,
+}
+
+impl Native {
+    /// Steps for each of `parts` parts of the program's work: how many to wait for at most, and how far it may run on
+    /// meanwhile. It may do so up to the checkpoint and behind the restart, and is not to be at its end before the last
+    /// part is over.
+    fn steps(&self, parts: u64) -> Result<(u64, u64)> {
+        let part = u64::try_from(self.lines.saturating_sub(1))? / (parts + 1);
+        ensure!(part >= 4, "{} steps are not enough for {parts} parts", self.lines);
+        let ahead = ((part - 1) / 3).min(AHEAD);
+        Ok(((part - 1 - 2 * ahead).min(10), ahead))
+    }
 }
 
 fn run_natively(lab: &Lab, program: &Program) -> Result<Native> {
@@ -49,8 +61,9 @@ fn wait_moment(
 ) -> Result {
     match program.pace {
         Pace::Steps => {
-            let target = *last + random.between(1, 10);
-            guest.set_limit(target + AHEAD)?;
+            let (most, ahead) = native.steps(parts)?;
+            let target = *last + random.between(1, most);
+            guest.set_limit(target + ahead)?;
             *last = guest.wait_step(target)?;
         }
         Pace::Lines => {
@@ -136,7 +149,7 @@ pub fn checkpointed_equals_native(lab: &Lab, program: &Program, generations: u64
         guest.wait_running().map_err(|error| format!("restart {generation}: {error}"))?;
         if program.pace == Pace::Steps {
             // On a slow machine it was saved at the last step that it was allowed: there is to be one more.
-            guest.set_limit(last + AHEAD + 1)?;
+            guest.set_limit(last + native.steps(generations)?.1 + 1)?;
             // It goes on from the checkpoint, which may be before what was seen last.
             last = guest
                 .wait_step(1)
@@ -206,6 +219,27 @@ pub fn there_and_back(lab: &Lab, program: &Program, moves: u64) -> Result {
 pub fn all_the_time() -> Result<Duration> {
     let seconds = std::env::var("ULPM_TEST_SECONDS").unwrap_or_else(|_| "3".into());
     Ok(Duration::from_secs(seconds.parse()?))
+}
+
+/// One checkpoint after the other without a pause, for [`all_the_time`], of a program that checks itself at each step.
+///
+/// # Errors
+///
+/// When a checkpoint fails, or the program does not go on behind the last.
+pub fn one_checkpoint_after_the_other(lab: &Lab, program: &Program) -> Result {
+    let guest = lab.launch(program)?;
+    guest.wait_step(1)?;
+    let end = Instant::now() + all_the_time()?;
+    let mut count = 0;
+    while Instant::now() < end {
+        lab.checkpoint(&guest)?;
+        count += 1;
+    }
+    let last = guest.last_step();
+    println!("{count} checkpoints, {last} steps");
+    guest.wait_step(last + 5)?;
+    guest.kill_tree()?;
+    Ok(())
 }
 
 /// A checkpoint every 50 ms, for [`all_the_time`]; the program is run as often as it takes, and each of its results

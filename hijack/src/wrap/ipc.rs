@@ -10,7 +10,7 @@ use core::ffi::{c_int, c_long, c_void};
 use ulpm_protocol::table::{Table, object_flag};
 use ulpm_sys::arch::nr;
 use ulpm_sys::ipc::{self, Kind, Operation, Status, command};
-use ulpm_sys::{Errno, Timespec};
+use ulpm_sys::{Errno, Timespec, word};
 
 use super::names;
 use crate::critical::{holding_name, holding_object};
@@ -446,7 +446,6 @@ pub(super) unsafe fn by_number(
 ) -> isize {
     let [a, b, c, d, e] = arguments;
     let (id, command) = (a as c_int, b as c_int);
-    let word = |value: c_int| value as isize as usize;
     let of = |id: c_int| call([word(id), b, c, d]);
     let operations = core::ptr::with_exposed_provenance_mut(b);
     let status = core::ptr::with_exposed_provenance_mut;

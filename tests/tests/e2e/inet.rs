@@ -3,14 +3,12 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
-use std::time::Instant;
-
 use ulpm_tests::{
-    Lab, Program, Result, all_the_time, checkpointed_equals_native, ensure, is_root,
-    migrated_equals_native, there_and_back,
+    Lab, Program, Result, checkpointed_equals_native, ensure, is_root,
+    one_checkpoint_after_the_other, there_and_back,
 };
 
-use crate::whole_life;
+use crate::{moves, whole_life};
 
 whole_life! {
     netlink => Program::guest("netlink", 200);
@@ -19,17 +17,6 @@ whole_life! {
 
 fn lives(program: &Program) -> Result {
     Lab::one_host(|lab| checkpointed_equals_native(lab, program, 5))
-}
-
-/// A port cannot be had twice in one network, so this needs hosts that are more than a name.
-fn moves(program: &Program) -> Result {
-    Lab::two_hosts(|lab| {
-        if !lab.hosts[0].is_namespace() {
-            println!("both hosts have one network: the run as root shows this");
-            return Ok(());
-        }
-        migrated_equals_native(lab, program)
-    })
 }
 
 /// One connection with itself, and others that are seldom.
@@ -202,19 +189,5 @@ fn checkpoints_all_the_time() -> Result {
         );
         return Ok(());
     }
-    Lab::one_host(|lab| {
-        let guest = lab.launch(&many(100_000, "100"))?;
-        guest.wait_step(1)?;
-        let begin = Instant::now();
-        let mut count = 0;
-        while begin.elapsed() < all_the_time()? {
-            lab.checkpoint(&guest)?;
-            count += 1;
-        }
-        println!("{count} checkpoints, {} steps", guest.last_step());
-        let last = guest.last_step();
-        guest.wait_step(last + 5)?;
-        guest.kill_tree()?;
-        Ok(())
-    })
+    Lab::one_host(|lab| one_checkpoint_after_the_other(lab, &many(100_000, "100")))
 }

@@ -64,3 +64,14 @@ macro_rules! whole_life {
     };
 }
 pub(crate) use whole_life;
+
+/// A port cannot be had twice in one network, so this needs hosts that are more than a name.
+fn moves(program: &ulpm_tests::Program) -> ulpm_tests::Result {
+    ulpm_tests::Lab::two_hosts(|lab| {
+        if !lab.hosts[0].is_namespace() {
+            println!("both hosts have one network: the run as root shows this");
+            return Ok(());
+        }
+        ulpm_tests::migrated_equals_native(lab, program)
+    })
+}

@@ -133,6 +133,15 @@ fn ip(host: &Host, arguments: &[&str]) -> Result {
     Ok(())
 }
 
+/// Waits until no connection of a host has sent what the other end has not acknowledged.
+fn wait_for_acknowledgements(host: &Host) -> Result {
+    until("everything to be acknowledged", DEADLINE, || {
+        let shown = host.command("ss").args(["--tcp", "--info", "--no-header"]).output()?;
+        ensure!(shown.status.success(), "ss: {}", String::from_utf8_lossy(&shown.stderr));
+        Ok((!String::from_utf8_lossy(&shown.stdout).contains(" unacked:")).then_some(()))
+    })
+}
+
 /// The client, on another host, streams on while the server is saved and ended, and notices nothing of its restarts.
 /// The cable is out meanwhile: the host would answer for a connection that is not there.
 #[test]
@@ -187,8 +196,10 @@ fn move_with(address: &str, prefix: &str, addresses: [&str; 2]) -> Result {
             let to = 1 - from;
             client.order("go")?;
             client.order("pause")?;
-            // An acknowledgement may wait for 200 ms, and must not come to a host that has no connection yet.
-            std::thread::sleep(Duration::from_millis(500));
+            // An acknowledgement may be late, and must not come to a host that has no connection yet.
+            for host in &lab.hosts {
+                wait_for_acknowledgements(host)?;
+            }
             take(&lab.hosts[from], address)?;
             give(&lab.hosts[to], address)?;
             for host in &lab.hosts {

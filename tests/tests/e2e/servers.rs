@@ -1,11 +1,10 @@
 //! Servers and their clients that nobody wrote for us.
 
 use ulpm_tests::{
-    Lab, Pace, Program, Result, checkpointed_equals_native, ensure, is_root,
-    migrated_equals_native, program_path,
+    Lab, Pace, Program, Result, checkpointed_equals_native, ensure, is_root, program_path,
 };
 
-use crate::whole_life;
+use crate::{moves, whole_life};
 
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -36,17 +35,6 @@ fn mpi(steps: u64) -> Program {
 
 fn lives(program: &Program, generations: u64) -> Result {
     Lab::one_host(|lab| checkpointed_equals_native(lab, program, generations))
-}
-
-/// A port cannot be had twice in one network, so this needs hosts that are more than a name.
-fn moves(program: &Program) -> Result {
-    Lab::two_hosts(|lab| {
-        if !lab.hosts[0].is_namespace() {
-            println!("both hosts have one network: the run as root shows this");
-            return Ok(());
-        }
-        migrated_equals_native(lab, program)
-    })
 }
 
 /// A client that is no part of the job sees nothing of checkpoints. A restart ends its connection, and what it was

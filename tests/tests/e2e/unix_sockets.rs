@@ -3,11 +3,10 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::time::Instant;
 
 use ulpm_tests::{
-    Guest, Lab, Program, Result, all_the_time, checkpointed_equals_native, ensure, is_root,
-    migrated_equals_native, there_and_back,
+    Guest, Lab, Program, Result, checkpointed_equals_native, ensure, is_root,
+    migrated_equals_native, one_checkpoint_after_the_other, there_and_back,
 };
 
 use crate::whole_life;
@@ -129,18 +128,6 @@ fn manager_keeps_no_descriptor_of_a_checkpoint() -> Result {
 #[test]
 fn checkpoints_all_the_time() -> Result {
     Lab::one_host(|lab| {
-        let guest = lab.launch(&Program::guest("unix_many", 100_000).arg("100"))?;
-        guest.wait_step(1)?;
-        let begin = Instant::now();
-        let mut count = 0;
-        while begin.elapsed() < all_the_time()? {
-            lab.checkpoint(&guest)?;
-            count += 1;
-        }
-        println!("{count} checkpoints, {} steps", guest.last_step());
-        let last = guest.last_step();
-        guest.wait_step(last + 5)?;
-        guest.kill_tree()?;
-        Ok(())
+        one_checkpoint_after_the_other(lab, &Program::guest("unix_many", 100_000).arg("100"))
     })
 }

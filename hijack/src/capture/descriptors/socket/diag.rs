@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use ulpm_sys::Errno;
 use ulpm_sys::diag::{self, Request};
+use ulpm_sys::{Errno, OwnedFd};
 
 use crate::freeze::Failed;
 
@@ -12,14 +12,8 @@ pub(super) use ulpm_sys::diag::{attributes, number};
 /// The way to ask, opened with the first question.
 #[derive(Debug, Default)]
 pub(super) struct Diag {
-    netlink: Option<i32>,
+    netlink: Option<OwnedFd>,
     buffer: Vec<u8>,
-}
-
-impl Drop for Diag {
-    fn drop(&mut self) {
-        self.close();
-    }
 }
 
 impl Diag {
@@ -53,29 +47,23 @@ impl Diag {
         }
     }
 
-    fn close(&mut self) {
-        if let Some(netlink) = self.netlink.take() {
-            ulpm_sys::close(netlink);
-        }
-    }
-
     fn exchange(
         &mut self,
         kind: Request,
         request: &[u8],
         each: impl FnMut(&[u8]),
     ) -> Result<(), Errno> {
-        let netlink = match self.netlink {
+        let netlink = match self.netlink.take() {
             Some(netlink) => netlink,
             None => {
                 self.buffer.resize(diag::BUFFER, 0);
-                diag::open()?
+                OwnedFd::new(diag::open()?)
             }
         };
-        self.netlink = Some(netlink);
-        let result = diag::exchange(netlink, kind, request, &mut self.buffer, each);
-        if !matches!(result, Ok(()) | Err(Errno::NOENT)) {
-            self.close();
+        let result = diag::exchange(netlink.get(), kind, request, &mut self.buffer, each);
+        // After another error nobody knows what is still to come over it.
+        if matches!(result, Ok(()) | Err(Errno::NOENT)) {
+            self.netlink = Some(netlink);
         }
         result
     }
