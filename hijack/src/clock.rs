@@ -252,8 +252,6 @@ fn take_over([kernels, kernels_len]: [usize; 2]) -> Option<()> {
 /// Moves the kernel's vDSO with its data, and puts one in its place whose functions lead to that; returns where its
 /// code is now.
 fn move_vdso() -> Option<usize> {
-    /// MREMAP_MAYMOVE | MREMAP_FIXED
-    const MOVE: usize = 3;
     let [code, len] = [0, 1].map(|i| process::VDSO[i].load(Ordering::Relaxed));
     let mut pieces = [(0, 0); 4];
     let count = kernels_pieces(code, &mut pieces)?;
@@ -262,7 +260,7 @@ fn move_vdso() -> Option<usize> {
     let flags = map::PRIVATE | map::ANONYMOUS;
     let remap = |from: usize, len: usize, to: usize| {
         // SAFETY: what lies at `to` is ours, and what is moved is used by nobody meanwhile.
-        ulpm_sys::check(unsafe { syscall(nr::MREMAP, [from, len, len, MOVE, to, 0]) })
+        unsafe { ulpm_sys::move_mapping(from, len, to) }
     };
     // SAFETY: new mappings at addresses of the kernel's choice; the slices are of such, and of the vDSO, which is as
     // long as its header says.

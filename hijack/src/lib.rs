@@ -34,6 +34,7 @@ mod notices;
 mod owners;
 mod private;
 mod process;
+mod requests;
 mod restart;
 mod seals;
 mod threads;

@@ -20,7 +20,7 @@ use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, connections, heap, notices, owners, threads, timers};
+use crate::{arch, connections, heap, notices, owners, requests, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -106,6 +106,9 @@ extern "C" fn run() -> ! {
             crate::die("the threads of the restarted process did not come");
         }
         if let Err(why) = timers::make_again() {
+            crate::die(why);
+        }
+        if let Err(why) = requests::make_again() {
             crate::die(why);
         }
         if owners::give_back(table).is_err() {
@@ -234,6 +237,7 @@ impl Manager {
         heap::reset();
         match freeze::freeze(self.own, epoch, deadline_ms) {
             Ok((threads, leader_gone)) => {
+                requests::wait_until_done();
                 self.looked_into = Some(capture::LookedInto::allow());
                 self.frozen =
                     Some(Frozen { epoch, stopped: flags & FREEZE_STOPPED != 0, leader_gone });

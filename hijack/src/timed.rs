@@ -75,6 +75,7 @@ pub(crate) fn continue_call(context: &mut UserContext, number: usize) {
                 nr::CLOCK_NANOSLEEP if machine.rsi == 0 => machine.rdx = address,
                 nr::RT_SIGTIMEDWAIT => machine.rdx = address,
                 nr::SEMTIMEDOP | nr::EPOLL_PWAIT2 => machine.r10 = address,
+                nr::IO_GETEVENTS | nr::IO_PGETEVENTS => machine.r8 = address,
                 // FUTEX_WAIT; the others of them have a time of day or of a clock.
                 nr::FUTEX if machine.rsi & 0x7f == 0 && machine.r10 != 0 => machine.r10 = address,
                 _ => {}
@@ -148,6 +149,7 @@ pub(crate) fn can_be_made_again(number: usize) -> bool {
             | nr::RT_SIGSUSPEND
             | nr::FUTEX
             | nr::IO_GETEVENTS
+            | nr::IO_PGETEVENTS
             | nr::CLOCK_NANOSLEEP
             | nr::EPOLL_WAIT
             | nr::EPOLL_PWAIT

@@ -306,13 +306,6 @@ pub fn unshare_descriptors() -> Result<(), Errno> {
     check(unsafe { syscall(nr::UNSHARE, [FILES, 0, 0, 0, 0, 0]) }).map(drop)
 }
 
-/// Whether a mapping belongs to a context of io_setup(2) that the process has.
-#[must_use]
-pub fn has_requests(context: usize) -> bool {
-    // SAFETY: none of no events is asked for.
-    check(unsafe { syscall(nr::IO_GETEVENTS, [context, 0, 0, 0, 0, 0]) }).is_ok()
-}
-
 /// Sets the position in a file.
 ///
 /// # Errors
@@ -583,6 +576,22 @@ pub unsafe fn mmap(
 pub unsafe fn munmap(address: usize, len: usize) {
     // SAFETY: the caller vouches for the range. It can fail only for want of a VMA to split.
     unsafe { syscall(nr::MUNMAP, [address, len, 0, 0, 0, 0]) };
+}
+
+/// Moves whole mappings to where something else may be, which is unmapped.
+///
+/// # Errors
+///
+/// The kernel's.
+///
+/// # Safety
+///
+/// Nobody uses what is moved under its old address, nor what is there now.
+pub unsafe fn move_mapping(from: usize, len: usize, to: usize) -> Result<(), Errno> {
+    /// MREMAP_MAYMOVE | MREMAP_FIXED
+    const MOVE: usize = 3;
+    // SAFETY: the caller vouches for both ranges.
+    check(unsafe { syscall(nr::MREMAP, [from, len, len, MOVE, to, 0]) }).map(drop)
 }
 
 /// Gives advice on memory.

@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod aio;
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 pub mod arch;
 mod calls;

@@ -1,10 +1,12 @@
 /* State that cannot be saved yet, by name: a checkpoint refuses it in words, and the program goes on. */
 #include "guest.h"
 #include <arpa/inet.h>
+#include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/inotify.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -104,6 +106,12 @@ int main(int argc, char **argv)
     } else if (strcmp(what, "requests") == 0) {
         unsigned long context = 0;
         CHECK_EQ(syscall(SYS_io_setup, 8, &context), 0);
+        int ends[2];
+        CHECK_EQ(pipe(ends), 0);
+        /* It ends when somebody writes into the pipe. */
+        struct iocb poll = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = (unsigned)ends[0], .aio_buf = POLLIN};
+        struct iocb *list = &poll;
+        CHECK_EQ(syscall(SYS_io_submit, context, 1, &list), 1);
     } else if (strcmp(what, "process") == 0) {
         CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else {

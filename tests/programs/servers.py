@@ -457,6 +457,66 @@ class Postgres:
         ended(self.server)
 
 
+class Mariadb:
+    """Transactions of four clients, over TCP and a unix socket; tables by AIO of the kernel; and what the files hold in the end."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.options = ["--no-defaults", f"--datadir={os.getcwd()}/data", *(["--user=root"] if os.geteuid() == 0 else [])]
+        subprocess.run(["mariadb-install-db", *self.options, "--auth-root-authentication-method=normal", "--skip-test-db"],
+                       check=True, capture_output=True)
+        self.begin()
+        self.clients = [self.client(protocol) for protocol in ("tcp", "socket") * 2]
+        # By io_uring, or where there is none, by AIO.
+        self.ask(self.clients[0], "select @@innodb_use_native_aio", 1)
+        self.ask(self.clients[0], "create database d; create table d.t (step int, client int, data text,"
+                 " primary key (step, client)); select 'made'", "made")
+        found_at(self.port)
+
+    def begin(self):
+        self.server = start("mariadbd", *self.options, f"--port={self.port}", f"--bind-address={HOST}",
+                            f"--socket={os.getcwd()}/sock", f"--pid-file={os.getcwd()}/pid", "--innodb-buffer-pool-size=8M",
+                            "--innodb-max-dirty-pages-pct=0", "--innodb-flush-log-at-trx-commit=1")
+        asked = ["mariadb-admin", "--no-defaults", "--user=root", "--host", HOST, "--port", str(self.port), "ping"]
+        while subprocess.run(asked, capture_output=True).returncode != 0:
+            assert self.server.poll() is None, "there is no server"
+            time.sleep(0.02)
+
+    def client(self, protocol):
+        return subprocess.Popen(["mariadb", "--no-defaults", "--user=root", f"--protocol={protocol}", "--host", HOST, "--port",
+                                 str(self.port), "--socket", f"{os.getcwd()}/sock", "--batch", "--skip-column-names",
+                                 "--unbuffered", "--skip-reconnect"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, client, question, answer):
+        Postgres.ask(self, client, question, answer)
+
+    def step(self, step):
+        data = content(step, 5000).hex()
+        for turn, client in enumerate(self.clients):
+            self.ask(client, f"begin; insert into d.t values ({step}, {turn}, '{data}');"
+                     f" select count(*) from d.t where client = {turn} and data <> ''", step)
+        self.ask(self.clients[step % 4], f"commit; select count(*) from d.t where step = {step}", 1)
+        for turn, client in enumerate(self.clients):
+            if turn != step % 4:
+                self.ask(client, "commit; select 'done'", "done")
+
+    def finish(self, steps):
+        for client in self.clients:
+            client.stdin.close()
+            ended(client)
+        self.server.send_signal(15)
+        ended(self.server)
+        self.begin()
+        client = self.client("tcp")
+        self.ask(client, "select count(*), count(distinct data), sum(step), sum(length(data)) from d.t",
+                 f"{4 * steps}\t{steps}\t{2 * steps * (steps + 1)}\t{40000 * steps}")
+        self.ask(client, "check table d.t extended", "d.t\tcheck\tstatus\tOK")
+        client.stdin.close()
+        ended(client)
+        self.server.send_signal(15)
+        ended(self.server)
+
+
 class Dbus:
     """A bus with one who listens to all that is said there, in the order in which it was, and many who say it."""
 

@@ -56,6 +56,7 @@ pub(crate) struct Saved {
 }
 
 pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<Vec<Saved>, Failed> {
+    crate::requests::forget_saved();
     let failed = |errno: Errno| Failed::system("read /proc/self/smaps", errno);
     let fd = ulpm_sys::open(c"/proc/self/smaps", oflag::RDONLY | oflag::CLOEXEC).map_err(failed)?;
     let mut buffer = alloc::vec![0; 64 * 1024];
@@ -189,11 +190,10 @@ fn file(
                     "memory that is hidden from the kernel (memfd_secret) cannot be saved"
                 )));
             }
-            if line.name == REQUESTS && ulpm_sys::has_requests(line.start) {
-                return Err(unsupported(format_args!(
-                    "it has a context for asynchronous input and output (io_setup, libaio), which cannot be saved yet; \
-                     end it with io_destroy before a checkpoint, or have the program work without"
-                )));
+            if line.name == REQUESTS && crate::requests::save(line.start, len)? {
+                // The kernel's memory comes in its place again.
+                *region = Region { flags: 0, dev: 0, inode: 0, offset: 0, ..region.clone() };
+                return Ok(Some(Content::All(len)));
             }
             region.kind = kind::SHARED_MEMORY;
             region.path = line.name.to_vec();

@@ -1,7 +1,7 @@
 //! `syscall(2)` of libc, and calls on other processes' memory.
 //!
 //! Reasons: *names* that change after a restart, those of moments too, which reach the kernel here without the function
-//! of libc that is wrapped elsewhere; the *fact* when a wait for a futex is to end; and io_uring, whose rings nobody can save.
+//! of libc that is wrapped elsewhere; the *fact* when a wait for a futex is to end, and what is asked of AIO contexts; and io_uring, whose rings nobody can save.
 
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_uint, c_void};
@@ -12,10 +12,10 @@ use ulpm_sys::{Errno, check, word};
 use super::names::{self, real, real_group, real_or_group, real_task};
 use super::{descriptors, ipc, queues, wait};
 use crate::critical::holding_name;
-use crate::{clock, process, set_errno, timed};
+use crate::{clock, process, requests, set_errno, timed};
 
 /// Numbers of calls that [`translated`] makes.
-const TRANSLATED: [usize; 59] = [
+const TRANSLATED: [usize; 63] = [
     nr::GETPID,
     nr::GETPPID,
     nr::GETTID,
@@ -75,6 +75,10 @@ const TRANSLATED: [usize; 59] = [
     nr::MSGCTL,
     nr::MQ_OPEN,
     nr::MQ_NOTIFY,
+    nr::IO_SETUP,
+    nr::IO_SUBMIT,
+    nr::IO_GETEVENTS,
+    nr::IO_PGETEVENTS,
 ];
 /// Beyond the highest of them.
 const END: usize = nr::FUTEX_WAITV + 1;
@@ -237,6 +241,10 @@ unsafe extern "C" fn translated(
             // SAFETY: the caller vouches for it.
             unsafe { queues::notify(int(a), event, || call([a, b, c])) }
         }
+        // SAFETY: the caller vouches for them.
+        nr::IO_SETUP | nr::IO_SUBMIT | nr::IO_GETEVENTS | nr::IO_PGETEVENTS => unsafe {
+            finish(requests::by_number(number, [a, b, c, d, e, f]))
+        },
         nr::WAITID | nr::IO_URING_SETUP => call([a, b, c]),
         // All others have the id of a process or thread first.
         _ => holding_name(|| call([word(real_task(int(a))), b, c])),

@@ -18,6 +18,8 @@ whole_life! {
     files_in_odd_states => Program::guest("odd_files", 150);
     locks => Program::guest("locks", 150);
     named_pipes => Program::guest("fifos", 200);
+    asynchronous_requests => Program::guest("aio", 150).changes_files();
+    asynchronous_requests_by_libaio => Program::guest("aio", 150).arg("libaio").changes_files();
 }
 
 #[test]

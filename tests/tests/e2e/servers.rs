@@ -90,6 +90,7 @@ servers! {
     http 120 5;
     asyncio 120 5;
     multiprocessing 120 5;
+    mariadb 120 5;
     openssl 120 5;
     dbus 50 3;
     agent 120 5;
