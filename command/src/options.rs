@@ -11,11 +11,11 @@ use ulpm_control::{Address, place};
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "ulpm_command", version, after_help = ulpm_control::exit::HELP)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(
-    ["status", "checkpoint", "migrate", "kill", "quit", "output", "inspect", "interval"]
+    ["status", "checkpoint", "migrate", "check", "kill", "quit", "output", "inspect", "interval"]
 )))]
 // One of them at a time; only --checkpoint and --kill go together.
 #[command(group(clap::ArgGroup::new("alone").args(
-    ["status", "checkpoint", "migrate", "quit", "output", "inspect", "interval"]
+    ["status", "checkpoint", "migrate", "check", "quit", "output", "inspect", "interval"]
 )))]
 pub struct Options {
     /// The coordinator: a socket path or HOST:PORT
@@ -46,9 +46,13 @@ pub struct Options {
     #[arg(long, value_name = "HOST[:PORT]")]
     pub migrate: Option<String>,
 
+    /// Say whether the jobs could move there, and what is in the way; nothing is stopped. --migrate looks first, too
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub check: Option<String>,
+
     /// End the jobs, as by SIGKILL; with --checkpoint: as soon as they are saved, without their going on
     /// in between (if one cannot be saved, it goes on)
-    #[arg(long, conflicts_with_all = ["status", "migrate", "quit", "output", "inspect", "interval"])]
+    #[arg(long, conflicts_with_all = ["status", "migrate", "check", "quit", "output", "inspect", "interval"])]
     pub kill: bool,
 
     /// End the coordinator; programs go on, and the next coordinator finds them
@@ -79,16 +83,17 @@ pub struct Options {
     #[arg(short = 's', long)]
     pub keep_images: bool,
 
-    /// With --migrate: do not mind what the target's processor lacks
+    /// With --migrate and --check: do not mind what the target's processor lacks
     #[arg(long)]
     pub force: bool,
 
-    /// With --migrate: what becomes of a file that the job has open, if it is not the same on the target
+    /// With --migrate and --check: what becomes of a file that the job has open, if it is not the same on the target
     /// [default: continue]
     #[arg(long, value_name = "HOW", value_enum)]
     pub files: Option<Files>,
 
-    /// With --migrate: what becomes of a socket that is connected to a program outside the job [default: reset]; with
+    /// With --migrate and --check: what becomes of a socket that is connected to a program outside the job
+    /// [default: reset]; with
     /// --checkpoint --kill: `repair` saves what `ulpm_restart --outside-sockets repair` needs
     #[arg(long, value_name = "HOW", value_enum)]
     pub outside_sockets: Option<Outside>,
@@ -114,6 +119,7 @@ impl Options {
     ///
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), String> {
+        let moves = self.migrate.is_some() || self.check.is_some();
         let misplaced = [
             (self.keep.is_some() && !self.checkpoint, "--keep", "--checkpoint"),
             (
@@ -122,14 +128,12 @@ impl Options {
                 "--checkpoint",
             ),
             (self.keep_images && self.migrate.is_none(), "--keep-images", "--migrate"),
-            (self.force && self.migrate.is_none(), "--force", "--migrate"),
-            (self.files.is_some() && self.migrate.is_none(), "--files", "--migrate"),
+            (self.force && !moves, "--force", "--migrate or --check"),
+            (self.files.is_some() && !moves, "--files", "--migrate or --check"),
             (
-                self.outside_sockets.is_some()
-                    && self.migrate.is_none()
-                    && !(self.checkpoint && self.kill),
+                self.outside_sockets.is_some() && !moves && !(self.checkpoint && self.kill),
                 "--outside-sockets",
-                "--migrate, or --checkpoint --kill,",
+                "--migrate, --check, or --checkpoint --kill,",
             ),
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
@@ -182,6 +186,8 @@ mod tests {
         parse(&["--kill", "--interval", "3"]).unwrap_err();
         parse(&["--checkpoint", "--migrate", "b"]).unwrap_err();
         parse(&["--kill"]).unwrap();
+        parse(&["--check", "b", "--migrate", "b"]).unwrap_err();
+        parse(&["--check", "b", "--force", "a-1"]).unwrap().check().unwrap();
         let options = parse(&["--kill", "a-1", "--checkpoint"]).unwrap();
         assert!(options.kill && options.checkpoint);
         let options = parse(&["--migrate", "b:7", "a-1", "a-2", "-s"]).unwrap();

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use ulpm_control::client::ClientError;
-use ulpm_control::message::{Checkpointed, Migrated, Outside, Status};
+use ulpm_control::message::{Checked, Checkpointed, Finding, Migrated, Outside, Status, Verdict};
 use ulpm_control::{Client, Reply, Request, exit};
 
 use crate::inspect::{self, InspectError};
@@ -27,6 +27,9 @@ pub enum CommandError {
     /// Standard output is closed.
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
+    /// What was checked cannot be.
+    #[error("{0}")]
+    Unfit(String, u8),
     /// A result has no text.
     #[error("cannot print the result as JSON")]
     Json(#[from] serde_json::Error),
@@ -40,6 +43,7 @@ impl CommandError {
             Self::Usage(_) => exit::USAGE,
             Self::Client(error) => error.exit_code(),
             Self::Inspect(error) => error.exit_code(),
+            Self::Unfit(_, code) => *code,
             Self::Output(_) => exit::IO,
             Self::Json(_) => exit::SOFTWARE,
         }
@@ -101,7 +105,32 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
         let Reply::Migrated(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());
         };
+        for (job, warning) in
+            done.iter().flat_map(|done| done.warnings.iter().map(|warning| (&done.job, warning)))
+        {
+            eprintln!("ulpm_command: warning: job {job}: {warning}");
+        }
         return print_list(&done, options.json, show_migration);
+    }
+    if let Some(target) = &options.check {
+        let request = Request::Check {
+            target: target.clone(),
+            jobs,
+            force: options.force,
+            files: options.files.unwrap_or_default(),
+            outside: options.outside_sockets.unwrap_or_default(),
+        };
+        let Reply::Checked(done) = long_call(&mut client, &request, options.verbose)? else {
+            return Err(unexpected());
+        };
+        print_list(&done, options.json, show_check)?;
+        let unfit = done.iter().find_map(|job| Some((job, Finding::refusal(&job.findings)?.0)));
+        return match unfit {
+            Some((Checked { job, target, .. }, code)) => {
+                Err(CommandError::Unfit(format!("job {job} cannot move to {target}"), code))
+            }
+            None => Ok(()),
+        };
     }
     let request = if options.kill {
         Request::Kill { jobs }
@@ -185,6 +214,25 @@ fn show_migration(done: &Migrated) -> String {
         text += &format!("its images stay in {images} there\n");
     }
     text
+}
+
+fn show_check(done: &Checked) -> String {
+    let can = match done.verdict {
+        Verdict::Ok => "can move",
+        Verdict::Warning => "can move, with reservations",
+        Verdict::No => "cannot move",
+    };
+    let mut out = format!("job {} to {}: {can}\n", done.job, done.target);
+    let mut rows = Vec::new();
+    for finding in &done.findings {
+        let row = [finding.verdict.to_string(), finding.subject.clone(), finding.text.clone()];
+        rows.push(row.to_vec());
+        if !finding.way_out.is_empty() {
+            rows.push(vec![String::new(), String::new(), format!("→ {}", finding.way_out)]);
+        }
+    }
+    out += &text::table(&rows, 2);
+    out
 }
 
 fn show_status(status: &Status, only: &[String]) -> String {

@@ -10,6 +10,8 @@ pub const USAGE: u8 = 64;
 pub const DATA: u8 = 65;
 /// A file or job that was named does not exist.
 pub const NO_INPUT: u8 = 66;
+/// The other host cannot take the job: what the check before the move found is in the message.
+pub const UNFIT: u8 = 67;
 /// A host that was named does not exist or does not answer.
 pub const NO_HOST: u8 = 68;
 /// There is no coordinator, and none can be started.
@@ -18,6 +20,8 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 /// The operating system refused something that it should not.
 pub const OS: u8 = 71;
+/// The owner of the other host has set a limit that is in the way.
+pub const LIMIT: u8 = 72;
 /// A file cannot be created.
 pub const CANT_CREATE: u8 = 73;
 /// Reading or writing failed.
@@ -42,10 +46,12 @@ pub const HELP: &str = "Exit codes (sysexits(3)):
   64  the command line is wrong
   65  data is damaged, of another version or architecture
   66  a file or job that was named does not exist
+  67  the check before a move says no
   68  a host that was named does not answer
   69  there is no coordinator, and none can be started
   70  a fault in ULPM itself
   71  the operating system refused something
+  72  a limit that the owner of the other host has set is in the way
   73  a file cannot be created
   74  reading or writing failed
   75  busy or ending; it may work when tried again

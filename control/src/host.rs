@@ -54,6 +54,25 @@ pub fn kernel() -> String {
     first_line("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
+/// What programs use of a kernel that another may be built or started without, and what is in /proc where it is.
+pub const KERNEL: [(&str, &str); 5] = [
+    ("epoll", "/proc/sys/fs/epoll"),
+    ("inotify", "/proc/sys/fs/inotify"),
+    ("IPv6", "/proc/net/if_inet6"),
+    ("POSIX message queues", "/proc/sys/fs/mqueue"),
+    ("System V objects", "/proc/sysvipc/shm"),
+];
+
+/// Those of `features` that this host's kernel lacks, by the names of [`KERNEL`]; unknown ones count as lacking.
+#[must_use]
+pub fn kernel_lacks(features: &[String]) -> Vec<String> {
+    let has = |name: &str| {
+        let known = KERNEL.iter().find(|(known, _)| *known == name);
+        known.is_some_and(|(_, path)| std::path::Path::new(path).exists())
+    };
+    features.iter().filter(|name| !has(name)).cloned().collect()
+}
+
 /// Machine, as in uname(2).
 #[must_use]
 pub fn arch() -> String {

@@ -210,6 +210,21 @@ pub enum Request {
         /// A certificate signing request.
         request: Vec<u8>,
     },
+    /// Whether the jobs could move. [`Reply::Checked`].
+    Check {
+        /// `HOST[:PORT]` of the other coordinator.
+        target: String,
+        /// Names or ids; none: the only one.
+        jobs: Vec<String>,
+        /// Do not mind what the target's processor lacks.
+        force: bool,
+        /// What becomes of open files.
+        files: Files,
+        /// What becomes of sockets that are connected to programs outside the job.
+        outside: Outside,
+    },
+    /// From another coordinator: whether it would be told [`PeerMessage::Accept`]. [`Reply::Found`].
+    CheckOffer(Box<Offer>),
 }
 
 /// From a coordinator.
@@ -254,6 +269,89 @@ pub enum Reply {
         /// Certificates that count no more.
         revoked: Option<Vec<u8>>,
     },
+    /// Whether jobs could move.
+    Checked(Vec<Checked>),
+    /// What a target says of an offer.
+    Found(Vec<Finding>),
+}
+
+/// Whether something is in the way of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Nothing is.
+    Ok,
+    /// The job can move, and something will not be as it was, or may not.
+    Warning,
+    /// It cannot move.
+    No,
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::No => "no",
+        })
+    }
+}
+
+/// What one of the checks before a move has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at: `processor`, `memory`, …
+    pub subject: String,
+    /// Whether it is in the way.
+    pub verdict: Verdict,
+    /// What was found.
+    pub text: String,
+    /// What can be done about it; empty where there is nothing to do.
+    pub way_out: String,
+}
+
+impl Finding {
+    /// The subject of those that the owner of the target has set limits to.
+    pub const LIMITS: &str = "limits";
+
+    /// Cause and way out.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        if self.way_out.is_empty() {
+            self.text.clone()
+        } else {
+            format!("{}: {}", self.text, self.way_out)
+        }
+    }
+
+    /// Exit code and words for what is in the way; `None` where nothing is.
+    #[must_use]
+    pub fn refusal(findings: &[Self]) -> Option<(u8, String)> {
+        let mut code = crate::exit::LIMIT;
+        let mut sentences = Vec::new();
+        for finding in findings.iter().filter(|finding| finding.verdict == Verdict::No) {
+            if finding.subject != Self::LIMITS {
+                code = crate::exit::UNFIT;
+            }
+            sentences.push(finding.sentence());
+        }
+        (!sentences.is_empty()).then(|| (code, sentences.join("; ")))
+    }
+}
+
+/// Whether a job could move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Name of the job.
+    pub job: String,
+    /// Its id.
+    pub id: JobId,
+    /// Where to.
+    pub target: String,
+    /// The worst of what was found.
+    pub verdict: Verdict,
+    /// What was found.
+    pub findings: Vec<Finding>,
 }
 
 /// Why something cannot be done.
@@ -395,6 +493,8 @@ pub struct Migrated {
     pub total_ms: f64,
     /// Where the images lie on the target, if they were kept.
     pub images: Option<String>,
+    /// What the check before it has warned of.
+    pub warnings: Vec<String>,
 }
 
 /// What becomes of a regular file that a job has open, if it is not as it was when the job was saved.
@@ -426,6 +526,15 @@ pub enum Outside {
     Refuse,
 }
 
+/// A file or directory that a job needs where it goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needed {
+    /// Its path.
+    pub path: String,
+    /// What has to be allowed: bits as for access(2).
+    pub access: i32,
+}
+
 /// A job that wants to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -433,10 +542,20 @@ pub struct Offer {
     pub version: String,
     /// Name of the source's host.
     pub host: String,
+    /// Version of the images.
+    pub format: u16,
     /// Machine, as in uname(2).
     pub arch: String,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// What the job uses of the kernel that another may not have, by the names of `host::KERNEL`.
+    pub kernel_features: Vec<String>,
     /// Features of the processor that programs may have chosen.
     pub cpu: Vec<String>,
+    /// Effective user.
+    pub uid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
     /// The job's name.
     pub name: String,
     /// How to checkpoint it.
@@ -445,8 +564,14 @@ pub struct Offer {
     pub processes: u32,
     /// Bytes of memory, about.
     pub bytes: u64,
-    /// Files and directories that the job has open.
-    pub paths: Vec<String>,
+    /// How many threads they have together, about.
+    pub threads: u32,
+    /// One more than the highest descriptor in any of them.
+    pub descriptors: u64,
+    /// Files and directories that the job has open, or has mapped shared.
+    pub paths: Vec<Needed>,
+    /// Programs and libraries that it runs. Their memory goes along.
+    pub programs: Vec<String>,
     /// Leave the images on the target.
     pub keep_images: bool,
     /// Do not mind what the target's processor lacks.
@@ -478,9 +603,13 @@ pub enum PeerMessage {
         token: String,
         /// Certificates that count no more, as the target knows.
         revoked: Option<Vec<u8>>,
+        /// What the check has found.
+        findings: Vec<Finding>,
     },
     /// It cannot go on.
     Refuse {
+        /// Exit code for the tool.
+        code: u8,
         /// The error and its causes.
         chain: Vec<String>,
         /// Where a complete image lies on the target, if one does.

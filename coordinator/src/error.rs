@@ -106,6 +106,16 @@ pub enum JobError {
         name: String,
         /// Where.
         target: String,
+        /// Exit code for the tool.
+        code: u8,
+        /// Why.
+        source: Remote,
+    },
+    /// What the check has found here is in the way.
+    #[error("job {name} cannot move, so it goes on here")]
+    Unfit {
+        /// The job.
+        name: String,
         /// Why.
         source: Remote,
     },
@@ -228,6 +238,8 @@ impl JobError {
                 ..
             } => exit::PROTOCOL,
             Self::TargetLost { .. } => exit::NO_HOST,
+            Self::TargetRefused { code, .. } => *code,
+            Self::Unfit { .. } => exit::UNFIT,
             Self::Generation(error) if error.what == "create" => exit::CANT_CREATE,
             Self::Generation(_) | Self::Stuck { .. } => exit::IO,
             Self::Manager { failure: Failure::Write, .. } => exit::IO,

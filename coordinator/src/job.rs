@@ -95,6 +95,13 @@ pub(crate) enum Command {
         progress: mpsc::UnboundedSender<Progress>,
         answer: Answer<Migrated>,
     },
+    Check {
+        target: String,
+        manner: Manner,
+        /// Nothing is reported; it is held until all is done.
+        progress: mpsc::UnboundedSender<Progress>,
+        answer: Answer<message::Checked>,
+    },
     Kill(Answer<()>),
     SetInterval(Option<u64>, Answer<()>),
     LauncherCame,
@@ -422,6 +429,10 @@ impl Job {
                     self.end_if_empty();
                 }
             }
+            Event::Command(Command::Check { target, manner, progress, answer }) => {
+                let _ = answer.send(self.check_move(&target, manner).await);
+                drop(progress);
+            }
             other => {
                 self.aside(other).await;
             }
@@ -557,6 +568,9 @@ impl Job {
                 let _ = answer.send(Err(busy(self.doing)));
             }
             Command::Migrate { answer, .. } => {
+                let _ = answer.send(Err(busy(self.doing)));
+            }
+            Command::Check { answer, .. } => {
                 let _ = answer.send(Err(busy(self.doing)));
             }
             Command::Kill(answer) => {
@@ -754,6 +768,11 @@ impl Job {
             look.stats.insert(pid, stat);
         }
         look
+    }
+
+    /// Children of members that are no members themselves.
+    pub(crate) fn strangers(&mut self) -> Vec<Stranger> {
+        self.look_around().scan.strangers.unwrap_or_default()
     }
 
     /// Members that live.

@@ -219,6 +219,19 @@ pub(crate) fn chosen_features(pids: impl Iterator<Item = i32>) -> Vec<String> {
     chosen.into_iter().collect()
 }
 
+/// The supplementary groups that one of these processes has.
+pub(crate) fn groups(pids: impl Iterator<Item = i32>) -> Vec<u32> {
+    let status = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    let groups: BTreeSet<u32> = status
+        .flat_map(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+            let groups = line.unwrap_or_default().split_whitespace();
+            groups.filter_map(|group| group.parse().ok()).collect::<Vec<_>>()
+        })
+        .collect();
+    groups.into_iter().collect()
+}
+
 /// What a process may do, as far as a restart does not bring it back: it makes processes with the rights of
 /// whoever calls it.
 #[derive(Debug)]
@@ -289,13 +302,51 @@ impl Rights {
     }
 }
 
-/// Current directory and regular files that a process has open, as far as they have names.
+/// What a process has open: numbers, and what the kernel shows behind them.
+pub(crate) fn descriptors(pid: i32) -> Vec<(i32, PathBuf)> {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let number = |name: std::ffi::OsString| name.to_str()?.parse().ok();
+    fds.flatten()
+        .filter_map(|fd| Some((number(fd.file_name())?, fs::read_link(fd.path()).ok()?)))
+        .collect()
+}
+
+/// Files with names that a process has mapped, and whether shared. Its job table is none of them.
+pub(crate) fn mapped_files(pid: i32, table: &Path) -> BTreeSet<(PathBuf, bool)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let file = |line: &str| {
+        // Addresses, rights, offset, device, inode; and behind blanks the path, which may hold any.
+        let path = &line[line.find(" /")? + 1..];
+        let shared = line.split_ascii_whitespace().nth(1)?.ends_with('s');
+        let path = Path::new(path);
+        (!is_special(path) && path != table).then(|| (path.to_owned(), shared))
+    };
+    maps.lines().filter_map(file).collect()
+}
+
+/// Who traces a process.
+pub(crate) fn tracer(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|&tracer| tracer != 0)
+}
+
+/// Whether a path leads to nothing that another host could have.
+fn is_special(path: &Path) -> bool {
+    let special = ["/proc", "/sys", "/dev"];
+    !path.is_absolute()
+        || special.iter().any(|dir| path.starts_with(dir))
+        || path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
+}
+
+/// Current directory and regular files that a process has open, as far as they have names, with what it has to be
+/// allowed to do with them: bits as for access(2).
 ///
 /// Standard output and error are left out where they are of those that `replaced` names by device and inode:
 /// a job that moves gets others.
-pub(crate) fn open_paths(pid: i32, replaced: &[(u64, u64)]) -> Vec<PathBuf> {
+pub(crate) fn open_paths(pid: i32, replaced: &[(u64, u64)]) -> Vec<(PathBuf, i32)> {
     let mut paths = Vec::new();
-    paths.extend(fs::read_link(format!("/proc/{pid}/cwd")));
+    paths.extend(fs::read_link(format!("/proc/{pid}/cwd")).map(|path| (path, libc::X_OK)));
     if let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) {
         for fd in fds.flatten() {
             let regular = fs::metadata(fd.path()).is_ok_and(|meta| {
@@ -312,17 +363,26 @@ pub(crate) fn open_paths(pid: i32, replaced: &[(u64, u64)]) -> Vec<PathBuf> {
                 && let Ok(path) = fs::read_link(fd.path())
                 && is_there(&path)
             {
-                paths.push(path);
+                let info =
+                    fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.file_name().display()));
+                paths.push((path, access(&info.unwrap_or_default())));
             }
         }
     }
-    let special = ["/proc", "/sys", "/dev"];
-    paths.retain(|path| {
-        path.is_absolute()
-            && !special.iter().any(|dir| path.starts_with(dir))
-            && !path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
-    });
+    paths.retain(|(path, _)| !is_special(path));
     paths
+}
+
+/// What access(2) has to allow for a file to be opened as a descriptor is that has this fdinfo.
+fn access(info: &str) -> i32 {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0);
+    match flags & libc::O_ACCMODE {
+        _ if flags & libc::O_PATH != 0 => libc::F_OK,
+        libc::O_WRONLY => libc::W_OK,
+        libc::O_RDWR => libc::R_OK | libc::W_OK,
+        _ => libc::R_OK,
+    }
 }
 
 #[cfg(test)]
@@ -340,6 +400,14 @@ mod tests {
         assert_eq!((stat.ppid, stat.pgrp, stat.session), (1, 2, 3));
         assert_eq!((stat.threads, stat.start, stat.rss, stat.exit_code), (20, 22, 24, 52));
         assert!(Stat::parse("42 (a").is_none());
+    }
+
+    #[test]
+    fn a_file_is_to_be_opened_as_it_is() {
+        assert_eq!(access("pos:\t0\nflags:\t0100000\nmnt_id:\t1\n"), libc::R_OK);
+        assert_eq!(access("pos:\t0\nflags:\t02102001\n"), libc::W_OK);
+        assert_eq!(access("flags:\t0100002\n"), libc::R_OK | libc::W_OK);
+        assert_eq!(access("flags:\t012000000\n"), libc::F_OK);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use ulpm_cluster::Role;
 use ulpm_control::codec::{self, CodecError};
 use ulpm_control::manifest::check_name;
 use ulpm_control::message::{
-    Checkpointed, JobOpened, Migrated, MovedJob, OpenJob, PeerMessage, Policy, Progress, Refusal,
-    Restart, Status, Stream,
+    Checked, Checkpointed, JobOpened, Migrated, MovedJob, OpenJob, PeerMessage, Policy, Progress,
+    Refusal, Restart, Status, Stream,
 };
 use ulpm_control::{JobId, Reply, Request, exit, host, place};
 use ulpm_protocol::handover::Word;
@@ -740,7 +740,8 @@ async fn serve_tcp(shared: Arc<Shared>, stream: TcpStream, leave: OwnedSemaphore
     if let Err(refusal) = may_ask(&shared, &caller, &request) {
         tracing::warn!("{from} is turned away: {}", refusal.chain.join(": "));
         let _ = if matches!(request, Request::Offer(_)) {
-            let refuse = PeerMessage::Refuse { chain: refusal.chain, image: None };
+            let Refusal { code, chain } = refusal;
+            let refuse = PeerMessage::Refuse { code, chain, image: None };
             wire::write(&mut link, &refuse).await
         } else {
             wire::write(&mut link, &Reply::Error(refusal)).await
@@ -956,6 +957,20 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
+        Request::Check { target, jobs, force, files, outside } => {
+            let manner = Manner { keep_images: false, force, files, outside };
+            let command = |progress, answer| Command::Check {
+                target: target.clone(),
+                manner,
+                progress,
+                answer,
+            };
+            match on_all::<Checked>(shared, &jobs, writer, command).await? {
+                Ok(done) => Reply::Checked(done),
+                Err(refusal) => Reply::Error(refusal),
+            }
+        }
+        Request::CheckOffer(offer) => Reply::Found(migrate::findings(&offer)),
         Request::Output { job, offset, follow } => match shared.output_of(job.as_deref()) {
             Ok(id) => output(shared, id, offset, follow, writer).await?,
             Err(refusal) => Reply::Error(refusal),

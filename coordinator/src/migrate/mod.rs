@@ -17,11 +17,12 @@
 //! What is done when is decided by the state machines in `ulpm_protocol::handover`; this module does it. A
 //! source that is not answered says Commit again, as [`Request::Follow`], for as long as it takes.
 
+mod check;
 mod source;
 mod target;
 
 pub(crate) use source::{Manner, follow};
-pub(crate) use target::{Hold, Incoming, receive, receive_image_of, recover, start_kept};
+pub(crate) use target::{Hold, Incoming, findings, receive, receive_image_of, recover, start_kept};
 
 use std::io;
 use std::time::Duration;

@@ -15,13 +15,14 @@ use ulpm_control::codec::{self, CodecError};
 use ulpm_control::host;
 use ulpm_control::manifest::Manifest;
 use ulpm_control::message::{
-    Files, JobId, Migrated, Offer, Outside, PeerMessage, Progress, Request,
+    Checked, Files, Finding, JobId, Migrated, Needed, Offer, Outside, PeerMessage, Progress, Reply,
+    Request, Verdict,
 };
 use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
 use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, ToManager};
 use ulpm_protocol::table::Handover;
 
-use super::{ANSWER_TIMEOUT, Peer, unexpected, within};
+use super::{ANSWER_TIMEOUT, Peer, check, unexpected, within};
 use crate::barrier::{Capture, Captured, Pid};
 use crate::error::{JobError, Remote};
 use crate::fault;
@@ -151,6 +152,8 @@ struct Leaving<'a> {
     image: String,
     /// The job's id there, and where its images are kept.
     running: Option<(JobId, Option<String>)>,
+    /// What the checks have found.
+    findings: Vec<Finding>,
     /// The first thing that went wrong.
     why: Option<JobError>,
 }
@@ -171,8 +174,9 @@ impl Leaving<'_> {
     /// What a message, or its absence, means.
     fn heard(&mut self, message: Result<PeerMessage, CodecError>) -> SourceEvent {
         match message {
-            Ok(PeerMessage::Accept { token, .. }) => {
+            Ok(PeerMessage::Accept { token, findings, .. }) => {
                 self.token = token;
+                self.findings.extend(findings);
                 SourceEvent::Got(Message::Accept)
             }
             Ok(PeerMessage::Prepared { image }) => {
@@ -183,11 +187,11 @@ impl Leaving<'_> {
                 self.running = Some((job, images));
                 SourceEvent::Got(Message::Running)
             }
-            Ok(PeerMessage::Refuse { chain, image: None }) => {
-                let why = target_refused(&self.name, &self.target, chain);
+            Ok(PeerMessage::Refuse { code, chain, image: None }) => {
+                let why = target_refused(&self.name, &self.target, code, chain);
                 self.because(why, SourceEvent::Got(Message::Refuse))
             }
-            Ok(PeerMessage::Refuse { chain, image: Some(image) }) => {
+            Ok(PeerMessage::Refuse { chain, image: Some(image), .. }) => {
                 let why = JobError::Lost {
                     name: self.name.clone(),
                     target: self.target.clone(),
@@ -206,8 +210,9 @@ fn target_lost(name: &str, target: &str, source: CodecError) -> JobError {
     JobError::TargetLost { name: name.into(), target: target.into(), source }
 }
 
-fn target_refused(name: &str, target: &str, chain: Vec<String>) -> JobError {
-    JobError::TargetRefused { name: name.into(), target: target.into(), source: Remote::new(chain) }
+fn target_refused(name: &str, target: &str, code: u8, chain: Vec<String>) -> JobError {
+    let (name, target) = (name.into(), target.into());
+    JobError::TargetRefused { name, target, code, source: Remote::new(chain) }
 }
 
 impl Job {
@@ -239,6 +244,7 @@ impl Job {
                 manifest: None,
                 image: String::new(),
                 running: None,
+                findings: Vec::new(),
                 why: None,
             };
             // The target has given up what it had of the last attempt, or does so when that connection ends.
@@ -372,6 +378,13 @@ impl Job {
     }
 
     async fn send_offer(&mut self, leaving: &mut Leaving<'_>) -> Option<SourceEvent> {
+        let (offer, findings) = self.offer(leaving.manner);
+        if let Some((_, text)) = Finding::refusal(&findings) {
+            let name = leaving.name.clone();
+            let why = JobError::Unfit { name, source: Remote::new(vec![text]) };
+            return Some(leaving.because(why, SourceEvent::Failed));
+        }
+        leaving.findings = findings;
         let nobody = BTreeSet::new();
         let shared = Arc::clone(&self.shared);
         let connected = self.meanwhile(&nobody, shared.network.connect(&leaving.target)).await;
@@ -387,7 +400,7 @@ impl Job {
             Ok(connected) => connected,
             Err(why) => return Some(leaving.because(why, SourceEvent::Failed)),
         };
-        let offer = Request::Offer(Box::new(self.offer(leaving)));
+        let offer = Request::Offer(Box::new(offer));
         let sent = within(ANSWER_TIMEOUT, wire::write(&mut link, &offer));
         let sent = self.meanwhile(&nobody, sent).await;
         leaving.images_to = Some(images_to);
@@ -460,6 +473,8 @@ impl Job {
             return Err(self.in_doubt(leaving).await);
         };
         let processes = leaving.frozen.as_ref().map_or(0, |frozen| frozen.processes.len());
+        let warned = |finding: &&Finding| finding.verdict == Verdict::Warning;
+        let warnings = leaving.findings.iter().filter(warned).map(Finding::sentence).collect();
         Ok(Migrated {
             job: leaving.name.clone(),
             id: self.meta.id,
@@ -470,6 +485,7 @@ impl Job {
             freeze_ms: millis(freeze_time),
             total_ms: millis(leaving.began.elapsed()),
             images,
+            warnings,
         })
     }
 
@@ -498,43 +514,107 @@ impl Job {
         }
     }
 
-    fn offer(&mut self, leaving: &Leaving<'_>) -> Offer {
-        let mut paths = BTreeSet::new();
-        let mut bytes = 0;
+    /// Whether the job could move.
+    pub(crate) async fn check_move(
+        &mut self,
+        target: &str,
+        manner: Manner,
+    ) -> Result<Checked, JobError> {
+        let target = with_port(target);
+        let (offer, mut findings) = self.offer(manner);
+        let shared = Arc::clone(&self.shared);
+        let asking = async {
+            let (mut link, _) = shared
+                .network
+                .connect(&target)
+                .await
+                .map_err(|source| JobError::NoTarget { target: target.clone(), source })?;
+            let lost = |source| target_lost(&self.meta.name, &target, source);
+            let request = Request::CheckOffer(Box::new(offer));
+            within(ANSWER_TIMEOUT, wire::write(&mut link, &request)).await.map_err(lost)?;
+            match within(ANSWER_TIMEOUT, wire::read(&mut link)).await.map_err(lost)? {
+                Reply::Found(there) => Ok(there),
+                Reply::Error(refusal) => {
+                    let (code, chain) = (refusal.code, refusal.chain);
+                    Err(target_refused(&self.meta.name, &target, code, chain))
+                }
+                other => Err(lost(CodecError::Payload(format!("{other:?} was not expected")))),
+            }
+        };
+        findings.extend(asking.await?);
+        let verdict = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok);
+        Ok(Checked { job: self.meta.name.clone(), id: self.meta.id, target, verdict, findings })
+    }
+
+    /// What the target has to know of the job, and what of it cannot be saved.
+    fn offer(&mut self, manner: Manner) -> (Offer, Vec<Finding>) {
+        let mut needed = BTreeMap::new();
+        let mut programs = BTreeSet::new();
+        let mut kernel = BTreeSet::new();
+        let (mut bytes, mut threads, mut descriptors) = (0, 0, 0);
         let members = self.members();
         let streams = self.table.table().streams();
         let outputs: Vec<_> = streams
             .flat_map(|[_, output, error]| [output, error])
             .map(|id| (id.dev, id.ino))
             .collect();
+        let mut findings = Vec::new();
         for stat in &members {
-            let open = process::open_paths(stat.pid, &outputs);
-            // A file that goes along needs the directory that it is to be in.
-            let needed = open.into_iter().map(|path| match path.parent() {
-                Some(parent) if leaving.manner.files == Files::Ship && !path.is_dir() => {
-                    parent.to_owned()
-                }
-                _ => path,
-            });
-            paths.extend(needed);
+            let look = check::look_at(stat.pid, &outputs, &self.shared.state.table(self.meta.id));
+            for (path, access) in look.needed {
+                // A file that goes along needs the directory that it is to be in.
+                let (path, access) = match path.parent() {
+                    Some(parent) if manner.files == Files::Ship && !path.is_dir() => {
+                        (parent.to_owned(), 0)
+                    }
+                    _ => (path, access),
+                };
+                *needed.entry(path).or_insert(0) |= access;
+            }
+            programs.extend(look.programs);
+            kernel.extend(look.kernel);
+            findings.extend(look.refused);
             bytes += stat.rss * 4096;
+            threads += stat.threads;
+            descriptors = descriptors.max(look.descriptors);
         }
-        Offer {
+        for object in self.table.table().objects() {
+            let queue = object.kind() == ulpm_protocol::table::QUEUE;
+            kernel.insert(if queue { "POSIX message queues" } else { "System V objects" });
+        }
+        findings.extend(check::rights(members.iter().map(|stat| stat.pid)));
+        findings.extend(check::strangers(&self.strangers()));
+        if findings.is_empty() {
+            findings.push(check::no_objections(members.len()));
+        }
+        let path = |(path, access): (std::path::PathBuf, i32)| {
+            Some(Needed { path: path.to_str()?.to_owned(), access })
+        };
+        let offer = Offer {
             version: env!("CARGO_PKG_VERSION").into(),
             host: self.shared.host.clone(),
+            format: ulpm_image::FORMAT_VERSION,
             arch: host::arch(),
+            kernel: host::kernel(),
+            kernel_features: kernel.into_iter().map(str::to_owned).collect(),
             cpu: process::chosen_features(members.iter().map(|stat| stat.pid)),
+            uid: nix::unistd::geteuid().as_raw(),
+            groups: process::groups(members.iter().map(|stat| stat.pid)),
             name: self.meta.name.clone(),
             policy: self.meta.policy.clone(),
             processes: u32::try_from(members.len()).unwrap_or(u32::MAX),
             bytes,
-            paths: paths.iter().filter_map(|path| path.to_str().map(str::to_owned)).collect(),
-            keep_images: leaving.manner.keep_images,
-            force: leaving.manner.force,
-            files: leaving.manner.files,
-            outside: leaving.manner.outside,
+            threads,
+            descriptors,
+            paths: needed.into_iter().filter_map(path).collect(),
+            programs: programs.into_iter().collect(),
+            keep_images: manner.keep_images,
+            force: manner.force,
+            files: manner.files,
+            outside: manner.outside,
             revoked: self.shared.network.revoked(),
-        }
+        };
+        (offer, findings)
     }
 
     /// Captures the job, and sends what it is captured to.
@@ -545,7 +625,7 @@ impl Job {
     ) -> Result<(Capture, BTreeMap<Pid, String>), JobError> {
         let (name, target) = (leaving.name.clone(), leaving.target.clone());
         let lost = |source| target_lost(&name, &target, source);
-        let refused = |chain| target_refused(&name, &target, chain);
+        let refused = |code, chain| target_refused(&name, &target, code, chain);
         let files = if leaving.manner.files == Files::Ship { CAPTURE_FILES } else { 0 };
         let repair = if leaving.manner.outside == Outside::Repair { CAPTURE_REPAIR } else { 0 };
         let Leaving { peer: Some(peer), images_to: Some(images_to), token, progress, .. } = leaving
@@ -598,14 +678,14 @@ impl Job {
                         // The target says why, if it can.
                         let answer = peer.next_within(Duration::from_millis(500)).await;
                         return Err(match answer {
-                            Ok(PeerMessage::Refuse { chain, .. }) => refused(chain),
+                            Ok(PeerMessage::Refuse { code, chain, .. }) => refused(code, chain),
                             _ => lost(error.into()),
                         });
                     }
                 },
                 message = peer.next() => {
                     return Err(match message {
-                        Ok(PeerMessage::Refuse { chain, .. }) => refused(chain),
+                        Ok(PeerMessage::Refuse { code, chain, .. }) => refused(code, chain),
                         Ok(other) => lost(unexpected(&other)),
                         Err(error) => lost(error),
                     });

@@ -1,6 +1,6 @@
 //! The target: a job arrives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{Files, JobId, Offer, Outside, PeerMessage};
-use ulpm_control::{host, place};
+use ulpm_control::message::{Files, Finding, JobId, Offer, Outside, PeerMessage};
+use ulpm_control::{exit, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
 
-use super::{Peer, unexpected};
+use super::{Peer, check, unexpected};
 use crate::fault;
 use crate::generation::{self, Partial};
 use crate::job::{Command, PROGRESS, STUCK};
@@ -112,20 +112,8 @@ pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, li
 /// Why this host does not take a job.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("it is a {here} machine, and the job's programs are for {there}")]
-    Arch { here: String, there: String },
-    #[error(
-        "its processor lacks {}, which the job's libraries may have chosen: start the job with GLIBC_TUNABLES={}, or migrate with --force",
-        .0.join(", "),
-        host::tunables_without(.0.iter().map(String::as_str))
-    )]
-    Cpu(Vec<String>),
-    #[error("{} does not exist there, and the job has it open", .0.join(", "))]
-    Paths(Vec<String>),
-    #[error("it has {have} MiB of memory free, and the job needs about {need} MiB")]
-    Memory { have: u64, need: u64 },
-    #[error("{} has {have} MiB free, and the images need about {need} MiB", path.display())]
-    Disk { path: PathBuf, have: u64, need: u64 },
+    #[error("{text}")]
+    Check { code: u8, text: String },
     #[error("the checkpoint directory cannot be used")]
     Generation(#[from] crate::generation::GenerationError),
     #[error("the image of process {virt} did not arrive")]
@@ -150,50 +138,27 @@ enum Refused {
     Undecided,
 }
 
-fn check(offer: &Offer) -> Result<(), Refused> {
-    let here = host::arch();
-    if here != offer.arch {
-        return Err(Refused::Arch { here, there: offer.arch.clone() });
-    }
-    if !offer.force {
-        let have: BTreeSet<_> = host::cpu().into_iter().collect();
-        let lacks: Vec<_> = offer.cpu.iter().filter(|cpu| !have.contains(*cpu)).cloned().collect();
-        if !lacks.is_empty() {
-            return Err(Refused::Cpu(lacks));
+impl Refused {
+    /// Exit code for the tool.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Check { code, .. } => *code,
+            _ => exit::FAILED,
         }
     }
-    let lacks: Vec<_> = offer.paths.iter().filter(|path| !Path::new(path).exists()).collect();
-    if !lacks.is_empty() {
-        let more = lacks.len().saturating_sub(5);
-        let mut list: Vec<_> = lacks.into_iter().take(5).cloned().collect();
-        if more > 0 {
-            list.push(format!("{more} more"));
-        }
-        return Err(Refused::Paths(list));
-    }
-    let have = available_memory();
-    if have < offer.bytes {
-        return Err(Refused::Memory { have: have >> 20, need: offer.bytes >> 20 });
-    }
-    Ok(())
 }
 
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = |name: &str| -> u64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    if text.is_empty() { u64::MAX } else { (kib("MemAvailable:") + kib("SwapFree:")) * 1024 }
+/// What this host says of an offer.
+pub(crate) fn findings(offer: &Offer) -> Vec<Finding> {
+    check::at_target(offer)
 }
 
-fn check_disk(dir: &Path, need: u64) -> Result<(), Refused> {
-    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return Ok(()) };
-    let have = stat.blocks_available() * stat.fragment_size();
-    if have < need {
-        return Err(Refused::Disk { path: dir.into(), have: have >> 20, need: need >> 20 });
+fn fits(offer: &Offer) -> Result<Vec<Finding>, Refused> {
+    let findings = findings(offer);
+    match Finding::refusal(&findings) {
+        Some((code, text)) => Err(Refused::Check { code, text }),
+        None => Ok(findings),
     }
-    Ok(())
 }
 
 /// A hand-over that is going on, with what its actions need and find.
@@ -218,6 +183,8 @@ struct Arriving {
     is_kept: bool,
     /// Becomes true when the source says over another connection that it has decided.
     decided: Option<watch::Receiver<bool>>,
+    /// What the check has found.
+    findings: Vec<Finding>,
     /// The first thing that went wrong.
     why: Option<Refused>,
 }
@@ -241,17 +208,18 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         }
     };
     tracing::info!("job {} is offered by {}", offer.name, offer.host);
-    let (partial, ckpt_dir) = match check(&offer).and_then(|()| begin(&offer)) {
+    let begun = fits(&offer).and_then(|findings| Ok((begin(&offer)?, findings)));
+    let ((partial, ckpt_dir), findings) = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            let chain = ulpm_control::chain(&error);
+            let (code, chain) = (error.exit_code(), ulpm_control::chain(&error));
             tracing::warn!(
                 "job {} of {} is not taken: {}",
                 offer.name,
                 offer.host,
                 chain.join(": ")
             );
-            let _ = peer.send(&PeerMessage::Refuse { chain, image: None }).await;
+            let _ = peer.send(&PeerMessage::Refuse { code, chain, image: None }).await;
             return;
         }
     };
@@ -277,6 +245,7 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         id: JobId(0),
         is_kept: false,
         decided: None,
+        findings,
         why: None,
     };
     let (machine, actions) = Target::accept();
@@ -321,6 +290,7 @@ impl Arriving {
             id: record.job,
             is_kept: true,
             decided: None,
+            findings: Vec::new(),
             why: None,
         }
     }
@@ -591,17 +561,19 @@ impl Arriving {
             let nothing = || vec!["it has come to nothing".into()];
             self.why.as_ref().map_or_else(nothing, |why| ulpm_control::chain(why))
         };
+        let code = self.why.as_ref().map_or(exit::FAILED, Refused::exit_code);
         let image = || self.image.display().to_string();
         Some(match message {
             Message::Accept => PeerMessage::Accept {
                 token: self.token.clone(),
                 revoked: self.shared.network.revoked(),
+                findings: std::mem::take(&mut self.findings),
             },
             Message::Prepared => PeerMessage::Prepared { image: image() },
             Message::Running => {
                 PeerMessage::Running { job: self.id, images: self.keep_images.then(image) }
             }
-            Message::Refuse => PeerMessage::Refuse { chain: chain(), image: None },
+            Message::Refuse => PeerMessage::Refuse { code, chain: chain(), image: None },
             Message::Kept => {
                 let text = format!(
                     "{}; restart it with: ulpm_restart {}",
@@ -610,7 +582,7 @@ impl Arriving {
                 );
                 // Whoever asks later is told the same.
                 self.shared.arrived_finished(&self.token, Finished { status: None, text });
-                PeerMessage::Refuse { chain: chain(), image: Some(image()) }
+                PeerMessage::Refuse { code, chain: chain(), image: Some(image()) }
             }
             _ => return None,
         })
@@ -751,14 +723,15 @@ fn word(choice: &impl clap::ValueEnum) -> String {
 
 fn begin(offer: &Offer) -> Result<(Partial, PathBuf), Refused> {
     ulpm_control::manifest::check_name(&offer.name).map_err(Refused::Manifest)?;
-    let wanted = offer.policy.ckpt_dir.clone();
-    let (partial, dir) = match (Partial::create(&wanted, &offer.name), place::ckpt_dir()) {
-        (Ok(partial), _) => (partial, wanted),
-        (Err(_), Some(dir)) => (Partial::create(&dir, &offer.name)?, dir),
-        (Err(error), None) => return Err(error.into()),
-    };
-    check_disk(partial.dir(), offer.bytes)?;
-    Ok((partial, dir))
+    let mut failed = None;
+    for dir in check::image_dirs(offer) {
+        match Partial::create(&dir, &offer.name) {
+            Ok(partial) => return Ok((partial, dir)),
+            // What the user has asked for matters more than what there is otherwise.
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    Err(failed.map_or_else(|| Refused::Manifest("no checkpoint directory".into()), Into::into))
 }
 
 fn random_token() -> io::Result<String> {

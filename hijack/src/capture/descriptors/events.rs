@@ -1,5 +1,4 @@
-//! Objects that tell of events: eventfd, timerfd, signalfd, pidfd; and the words for the objects of the
-//! kernel that cannot be saved.
+//! Objects that tell of events: eventfd, timerfd, signalfd, pidfd.
 //!
 //! Their state is asked of fdinfo (proc_pid_fdinfo(5)), which disturbs nothing.
 
@@ -9,6 +8,7 @@ use ulpm_image::Meta;
 use ulpm_image::meta::{
     Description, EventCounter, EventProcess, EventSignals, EventTimer, description_kind as kind,
 };
+use ulpm_protocol::refused;
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{Stat, decimal, hex, octal, value};
 use ulpm_sys::{Timespec, events, oflag};
@@ -27,48 +27,21 @@ pub(super) fn kind(subject: &Subject<'_>, open: &Open) -> Result<u32, Failed> {
         return pidfd(subject, open); // Linux 6.9 to 6.13
     }
     let name = open.path.strip_prefix(b"anon_inode:").unwrap_or(&open.path);
-    let starts = |beginning: &[u8]| name.starts_with(beginning);
-    let why = match name {
+    match name {
         b"[eventfd]" | b"[timerfd]" | b"[signalfd]" => return Ok(kind::EVENT),
         b"[eventpoll]" => return Ok(kind::EPOLL),
         b"inotify" => return Ok(kind::NOTIFIER),
         b"[pidfd]" => return pidfd(subject, open),
-        b"[fanotify]" => "watches file systems (fanotify)",
-        b"[userfaultfd]" => "handles page faults (userfaultfd)",
-        b"[perf_event]" => "counts events of the processor (perf_event_open)",
-        b"[io_uring]" => "is an io_uring",
-        _ if starts(b"bpf") || starts(b"[bpf") => "is an object of bpf",
-        _ if starts(b"kvm") || starts(b"[kvm") => "is a virtual machine (KVM)",
-        _ if starts(b"seccomp") || starts(b"[seccomp") => "supervises system calls (seccomp)",
-        b"[landlock-ruleset]" | b"landlock-ruleset" => "is a set of rules of landlock",
-        b"[fscontext]" => "is a file system to be mounted (fsopen)",
-        b"mount_namespace" => "is a namespace",
-        b"sync_file" | b"dmabuf" => "is memory or a fence of a graphics device",
-        _ => "is an object of the kernel",
-    };
+        _ => {}
+    }
+    let why = refused::anonymous(name).unwrap_or("is an object of the kernel");
     Err(cannot(open, why))
 }
 
 /// Devices whose state is in the open file, so that it would be lost if the file were opened again.
 pub(super) fn device(open: &Open) -> Result<(), Failed> {
-    const DEVICES: &[(&[u8], &str)] = &[
-        (b"/dev/kvm", "is the virtual machine monitor of the kernel (KVM)"),
-        (b"/dev/nvidia", "is a graphics processor (NVIDIA)"),
-        (b"/dev/kfd", "is a graphics processor (AMD)"),
-        (b"/dev/dri/", "is a graphics processor (DRM)"),
-        (b"/dev/vfio/", "is a device of its own (VFIO)"),
-        (b"/dev/infiniband/", "is a network adapter (RDMA)"),
-        (b"/dev/fuse", "is a file system of its own (FUSE)"),
-        (b"/dev/net/tun", "is a network device (tun, tap)"),
-        (b"/dev/vhost-", "is a device of a virtual machine (vhost)"),
-        (b"/dev/uinput", "is an input device (uinput)"),
-        (b"/dev/input/", "is an input device"),
-        (b"/dev/snd/", "is a sound device"),
-        (b"/dev/video", "is a video device"),
-        (b"/dev/userfaultfd", "handles page faults (userfaultfd)"),
-    ];
-    match DEVICES.iter().find(|(path, _)| open.path.starts_with(path)) {
-        Some((_, why)) => Err(cannot(open, why)),
+    match refused::device(&open.path) {
+        Some(why) => Err(cannot(open, why)),
         None => Ok(()),
     }
 }
