@@ -24,6 +24,13 @@ pub struct Partial {
     _lock: Flock<File>,
 }
 
+/// Bytes of the files in a generation; 0 if there is none.
+#[must_use]
+pub fn size(path: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+}
+
 /// A step failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {}", path.display())]

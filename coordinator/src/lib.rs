@@ -17,6 +17,7 @@ mod fault;
 pub mod generation;
 mod job;
 mod kernel;
+pub mod limits;
 mod manager;
 mod membership;
 mod migrate;

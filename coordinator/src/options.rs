@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::limits::Limits;
+
 /// Keeps the jobs of a user on a host, checkpoints them, and hands them over to other hosts.
 ///
 /// ulpm_launch and ulpm_restart start one when it is needed; start it by hand to let it listen for other
@@ -26,6 +28,18 @@ pub struct Options {
     /// Directory for what outlives a coordinator [default: where the socket is, or SOCKET.d]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// So many jobs of other hosts may be here at a time
+    #[arg(long, value_name = "N", help_heading = "Guests")]
+    pub max_guests: Option<u32>,
+
+    /// So much memory may jobs have together when they come from other hosts, such as 4G
+    #[arg(long, value_name = "SIZE", value_parser = crate::limits::parse_size, help_heading = "Guests")]
+    pub max_memory: Option<u64>,
+
+    /// So much disk space may the images have of jobs that come from other hosts
+    #[arg(long, value_name = "SIZE", value_parser = crate::limits::parse_size, help_heading = "Guests")]
+    pub max_disk: Option<u64>,
 
     /// Make a cluster, of which this host is the first: hosts that may send each other jobs
     #[arg(long, group = "membership", help_heading = "Cluster")]
@@ -77,6 +91,12 @@ impl Options {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(ulpm_control::place::socket)
+    }
+
+    /// What jobs of other hosts may have.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { guests: self.max_guests, memory: self.max_memory, disk: self.max_disk }
     }
 
     /// Where the cluster's files are; `None` without a home.

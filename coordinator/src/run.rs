@@ -116,6 +116,17 @@ fn start_daemon(options: &Options) -> Result<(), RunError> {
     if let Some(listen) = options.listen() {
         command.arg("--listen").arg(listen);
     }
+    let limits = options.limits();
+    let numbers = [
+        ("--max-guests", limits.guests.map(u64::from)),
+        ("--max-memory", limits.memory),
+        ("--max-disk", limits.disk),
+    ];
+    for (name, number) in numbers {
+        if let Some(number) = number {
+            command.arg(name).arg(number.to_string());
+        }
+    }
     for _ in 0..options.verbose {
         command.arg("--verbose");
     }
@@ -183,6 +194,7 @@ fn run_here(options: &Options) -> Result<(), RunError> {
             socket.clone(),
             Duration::from_secs(options.freeze_timeout),
             options.cluster(),
+            options.limits(),
         );
         shared.take_up();
         if options.detached {

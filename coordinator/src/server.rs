@@ -26,6 +26,7 @@ use crate::error::JobError;
 use crate::generation;
 use crate::job::{Command, Event, Handle, Job, Then};
 use crate::kernel::Mapped;
+use crate::limits::{Limits, Usage};
 use crate::manager::Manager;
 use crate::membership;
 use crate::migrate::{self, Hold, Incoming, Manner};
@@ -51,6 +52,7 @@ pub struct Shared {
     pub(crate) host: String,
     pub(crate) deadline: Duration,
     pub(crate) network: Network,
+    pub(crate) limits: Limits,
     listen: Mutex<Option<String>>,
     jobs: Mutex<BTreeMap<JobId, Handle>>,
     moved: Mutex<BTreeMap<JobId, Moved>>,
@@ -114,6 +116,7 @@ impl Shared {
         socket: PathBuf,
         deadline: Duration,
         cluster: Option<PathBuf>,
+        limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
             state,
@@ -121,6 +124,7 @@ impl Shared {
             host: host::name(),
             deadline,
             network: Network::new(cluster),
+            limits,
             listen: Mutex::default(),
             jobs: Mutex::default(),
             moved: Mutex::default(),
@@ -145,6 +149,42 @@ impl Shared {
 
     pub(crate) fn incoming(&self) -> MutexGuard<'_, HashMap<String, Incoming>> {
         lock(&self.incoming)
+    }
+
+    /// Jobs that have come here and live, by their hand-overs, with their memory in bytes.
+    pub(crate) async fn guests(&self) -> Vec<(String, u64)> {
+        let open: Vec<_> = {
+            let arrived = lock(&self.arrived);
+            let open = arrived.iter().filter(|(_, arrived)| arrived.record.finished.is_none());
+            open.map(|(token, arrived)| (token.clone(), arrived.record.job)).collect()
+        };
+        let mut guests = Vec::new();
+        for (token, id) in open {
+            let Some(job) = self.job(id) else { continue };
+            if let Some(job) = job.ask(Command::Describe).await {
+                guests.push((token, job.processes.iter().map(|process| process.rss).sum()));
+            }
+        }
+        guests
+    }
+
+    /// What jobs from other hosts have: these, and those that are on their way.
+    pub(crate) fn usage(&self, guests: &[(String, u64)]) -> Usage {
+        let incoming = lock(&self.incoming);
+        let mut usage = Usage::default();
+        for (_, memory) in guests.iter().filter(|(token, _)| !incoming.contains_key(token)) {
+            usage.guests += 1;
+            usage.memory += memory;
+        }
+        for coming in incoming.values() {
+            usage.guests += 1;
+            usage.memory += coming.need();
+            usage.disk += coming.need();
+        }
+        let arrived = lock(&self.arrived);
+        let kept = arrived.iter().filter(|(token, _)| !incoming.contains_key(*token));
+        usage.disk += kept.map(|(_, arrived)| generation::size(&arrived.record.image)).sum::<u64>();
+        usage
     }
 
     /// Lists a job that was handed over.
@@ -970,7 +1010,10 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
-        Request::CheckOffer(offer) => Reply::Found(migrate::findings(&offer)),
+        Request::CheckOffer(offer) => {
+            let guests = shared.guests().await;
+            Reply::Found(migrate::findings(shared, &guests, &offer))
+        }
         Request::Output { job, offset, follow } => match shared.output_of(job.as_deref()) {
             Ok(id) => output(shared, id, offset, follow, writer).await?,
             Err(refusal) => Reply::Error(refusal),

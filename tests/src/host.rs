@@ -236,6 +236,17 @@ impl Host {
         self.start_coordinator_by(self.tool("ulpm_coordinator"))
     }
 
+    /// The same, with further options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start_coordinator`].
+    pub fn start_coordinator_with(&self, options: &[&str]) -> Result {
+        let mut command = self.tool("ulpm_coordinator");
+        command.args(options);
+        self.start_coordinator_by(command)
+    }
+
     /// The same, on a host that has nothing in a directory: for root only.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ type Received = (i32, io::Result<(u64, File)>);
 /// # Errors
 ///
 /// Also when the connection ends before the image does.
-fn receive_image(link: Link, mut file: &File, bytes: &AtomicU64) -> io::Result<u64> {
+fn receive_image(link: Link, mut file: &File, bytes: &AtomicU64, most: u64) -> io::Result<u64> {
     let mut stream = link.into_blocking()?;
     stream.tcp().set_read_timeout(Some(STUCK))?;
     let mut buffer = Vec::new();
@@ -65,10 +65,13 @@ fn receive_image(link: Link, mut file: &File, bytes: &AtomicU64) -> io::Result<u
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
+        if bytes.fetch_add(len as u64, Ordering::Relaxed) + len as u64 > most {
+            let text = "its owner does not give jobs of others that much memory and disk space";
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
+        }
         stream.read_exact(&mut buffer[..len])?;
         file.write_all(&buffer[..len])?;
         total += len as u64;
-        bytes.fetch_add(len as u64, Ordering::Relaxed);
     }
 }
 
@@ -79,6 +82,17 @@ pub(crate) struct Incoming {
     images: mpsc::UnboundedSender<Received>,
     /// Bytes of all images.
     bytes: Arc<AtomicU64>,
+    /// About how many there will be.
+    offered: u64,
+    /// The most that there may be.
+    most: u64,
+}
+
+impl Incoming {
+    /// Bytes that it needs, in memory and on disk.
+    pub(crate) fn need(&self) -> u64 {
+        self.offered.max(self.bytes.load(Ordering::Relaxed))
+    }
 }
 
 /// What `ulpm_restart --hold` is given.
@@ -90,20 +104,21 @@ pub(crate) struct Hold {
 
 /// Takes an image of a job that is on its way here.
 pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, link: Link) {
-    let (dir, images, bytes) = {
+    let (dir, images, bytes, most) = {
         let incoming = shared.incoming();
         let Some(incoming) = incoming.get(token) else {
             tracing::warn!("an image comes that nobody waits for");
             return;
         };
-        (incoming.dir.clone(), incoming.images.clone(), Arc::clone(&incoming.bytes))
+        (incoming.dir.clone(), incoming.images.clone(), Arc::clone(&incoming.bytes), incoming.most)
     };
     let _ = tokio::task::spawn_blocking(move || {
         let path = dir.join(Manifest::image_name(virt));
         let mut options = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
-        let result =
-            options.open(path).and_then(|file| Ok((receive_image(link, &file, &bytes)?, file)));
+        let result = options
+            .open(path)
+            .and_then(|file| Ok((receive_image(link, &file, &bytes, most)?, file)));
         let _ = images.send((virt, result));
     })
     .await;
@@ -143,18 +158,23 @@ impl Refused {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Check { code, .. } => *code,
+            Self::Image { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
+                exit::LIMIT
+            }
             _ => exit::FAILED,
         }
     }
 }
 
 /// What this host says of an offer.
-pub(crate) fn findings(offer: &Offer) -> Vec<Finding> {
-    check::at_target(offer)
+pub(crate) fn findings(shared: &Shared, guests: &[(String, u64)], offer: &Offer) -> Vec<Finding> {
+    let mut findings = check::at_target(offer);
+    findings.push(shared.limits.finding(&shared.usage(guests), offer.bytes));
+    findings
 }
 
-fn fits(offer: &Offer) -> Result<Vec<Finding>, Refused> {
-    let findings = findings(offer);
+fn fits(shared: &Shared, guests: &[(String, u64)], offer: &Offer) -> Result<Vec<Finding>, Refused> {
+    let findings = findings(shared, guests, offer);
     match Finding::refusal(&findings) {
         Some((code, text)) => Err(Refused::Check { code, text }),
         None => Ok(findings),
@@ -208,7 +228,9 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         }
     };
     tracing::info!("job {} is offered by {}", offer.name, offer.host);
-    let begun = fits(&offer).and_then(|findings| Ok((begin(&offer)?, findings)));
+    // From here to the entry of this job among those that come nobody else is served.
+    let guests = shared.guests().await;
+    let begun = fits(shared, &guests, &offer).and_then(|findings| Ok((begin(&offer)?, findings)));
     let ((partial, ckpt_dir), findings) = match begun {
         Ok(begun) => begun,
         Err(error) => {
@@ -225,8 +247,13 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
     };
     let (sender, images) = mpsc::unbounded_channel();
     let bytes = Arc::new(AtomicU64::new(0));
-    let incoming =
-        Incoming { dir: partial.dir().to_owned(), images: sender, bytes: Arc::clone(&bytes) };
+    let incoming = Incoming {
+        dir: partial.dir().to_owned(),
+        images: sender,
+        bytes: Arc::clone(&bytes),
+        offered: offer.bytes,
+        most: shared.limits.most(&shared.usage(&guests)),
+    };
     shared.incoming().insert(token.clone(), incoming);
     let arriving = Arriving {
         shared: Arc::clone(shared),

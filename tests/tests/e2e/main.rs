@@ -14,6 +14,7 @@ mod ipc;
 mod kernel_objects;
 mod kernel_state;
 mod kill;
+mod moves;
 mod native;
 mod open_files;
 mod other_kernel;
