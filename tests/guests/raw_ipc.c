@@ -39,6 +39,8 @@ static void serve(long steps)
         CHECK_EQ(message.number, i);
         operate(1, 1);
     }
+    /* Whoever ends has used the segment last. */
+    operate(0, -1);
     _exit(0);
 }
 
@@ -105,6 +107,7 @@ int main(int argc, char **argv)
         CHECK_EQ(shmctl((int)memory, IPC_STAT, &segment), 0);
         CHECK_EQ(segment.shm_lpid, me);
     }
+    operate(0, 1);
     int end = 0;
     CHECK_EQ(waitpid(child, &end, 0), child);
     CHECK_EQ(end, 0);
