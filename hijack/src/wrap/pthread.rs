@@ -10,7 +10,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{map, pr, prot, word};
+use ulpm_sys::{Errno, map, pr, prot, word};
 
 use crate::critical::holding_name;
 use crate::next::next;
@@ -68,24 +68,14 @@ unsafe fn copy_of_tid(thread: Pthread) -> &'static AtomicI32 {
 
 /// The real id of a thread, in a process that was restarted; `None` if it was not, or the thread has ended.
 ///
-/// The copy itself is not changed for the time of a call: the thread may be running, and marks the mutexes
-/// that it takes with it. Only the thread itself may, see [`pthread_getattr_np`].
-///
 /// # Safety
 ///
 /// As [`copy_of_tid`].
 unsafe fn other_tid(thread: Pthread) -> Option<c_int> {
-    let own = process::own().filter(|_| process::is_restarted())?;
+    process::own().filter(|_| process::is_restarted())?;
     // SAFETY: the caller vouches for the thread.
     let copy = unsafe { copy_of_tid(thread) };
-    let virt = loop {
-        let changes = own.tid_changes.load(Ordering::Acquire);
-        let found = copy.load(Ordering::Acquire);
-        if changes.is_multiple_of(2) && own.tid_changes.load(Ordering::Acquire) == changes {
-            break found;
-        }
-        ulpm_sys::sched_yield();
-    };
+    let virt = copy.load(Ordering::Acquire);
     (virt > 0).then(|| threads::real_tid(virt))
 }
 
@@ -129,7 +119,7 @@ unsafe extern "C" fn pthread_sigqueue(thread: Pthread, signal: c_int, value: u64
                 let mut info = ulpm_sys::signal::SigInfo::queued(signal, value);
                 (info.pid, info.uid) = (own, super::names::user());
                 let sent = ulpm_sys::signal::queue_to_thread(ulpm_sys::getpid(), tid, &info);
-                sent.err().map_or(0, ulpm_sys::Errno::raw)
+                sent.err().map_or(0, Errno::raw)
             }
         }
     })
@@ -186,18 +176,14 @@ unsafe extern "C" fn pthread_getname_np(thread: Pthread, name: *mut i8, len: usi
     })
 }
 
-fn with_comm(
-    tid: c_int,
-    flags: c_int,
-    run: impl FnOnce(c_int) -> Result<c_int, ulpm_sys::Errno>,
-) -> c_int {
+fn with_comm(tid: c_int, flags: c_int, run: impl FnOnce(c_int) -> Result<c_int, Errno>) -> c_int {
     let path = ulpm_sys::fmt::Text::<64>::path(format_args!("/proc/self/task/{tid}/comm"));
     let result = ulpm_sys::open(path.c_str(), flags | ulpm_sys::oflag::CLOEXEC).and_then(|fd| {
         let result = run(fd);
         ulpm_sys::close(fd);
         result
     });
-    result.unwrap_or_else(ulpm_sys::Errno::raw)
+    result.unwrap_or_else(Errno::raw)
 }
 
 #[unsafe(no_mangle)]
@@ -308,45 +294,34 @@ unsafe extern "C" fn pthread_setschedprio(thread: Pthread, priority: c_int) -> c
     })
 }
 
-/// `pthread_getattr_np()` asks for the thread's processors inside libc, by its copy of the id. For the
-/// calling thread, which nobody else marks mutexes for, that is changed for the time of the call. Of
-/// another restored thread it says ESRCH.
+/// `pthread_getattr_np()` asks for the thread's processors inside libc, by its copy of the id, when all else stands in the
+/// attributes: after a restart nobody has that id, or another thread. So they are put in afterwards.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_getattr_np(thread: Pthread, attributes: *mut c_void) -> c_int {
     #[link(name = "c")]
     unsafe extern "C" {
-        fn pthread_self() -> Pthread;
+        fn pthread_attr_setaffinity_np(
+            attributes: *mut c_void,
+            len: usize,
+            set: *const c_void,
+        ) -> c_int;
     }
     // SAFETY: see above.
-    unsafe {
-        let get = PTHREAD_GETATTR_NP.get();
-        let call = || get(thread, attributes);
-        let Some(own) = process::own().filter(|_| thread == pthread_self()) else {
-            return holding_name(call);
-        };
-        // No handler may run on this thread meanwhile, and take a mutex; nor a freeze come.
-        let mask = ulpm_sys::signal::set_mask(ulpm_sys::signal::ALL);
-        if !process::is_restarted() {
-            let result = call();
-            ulpm_sys::signal::set_mask(mask);
-            return result;
-        }
-        loop {
-            let changes = own.tid_changes.load(Ordering::Relaxed) & !1;
-            let (old, new) = (Ordering::Acquire, Ordering::Relaxed);
-            if own.tid_changes.compare_exchange(changes, changes + 1, old, new).is_ok() {
-                break;
+    holding_name(|| unsafe {
+        let result = PTHREAD_GETATTR_NP.get()(thread, attributes);
+        match other_tid(thread) {
+            Some(tid) if result == 0 || result == Errno::SRCH.raw() => {
+                match ulpm_sys::affinity(tid) {
+                    Ok(set) => {
+                        let at = set.as_ptr().cast();
+                        pthread_attr_setaffinity_np(attributes, size_of_val(&set), at)
+                    }
+                    Err(errno) => errno.raw(),
+                }
             }
-            ulpm_sys::sched_yield();
+            _ => result,
         }
-        let copy = copy_of_tid(thread);
-        let virt = copy.swap(ulpm_sys::gettid(), Ordering::AcqRel);
-        let result = call();
-        copy.store(virt, Ordering::Release);
-        own.tid_changes.fetch_add(1, Ordering::Release);
-        ulpm_sys::signal::set_mask(mask);
-        result
-    }
+    })
 }
 
 /// `clock_getcpuclockid()`: a clock has the real id in it, as the kernel wants it.
@@ -387,7 +362,7 @@ unsafe extern "C" fn pthread_create(
         // A page of its own: this may be any thread, and the heap is the manager's.
         let flags = map::PRIVATE | map::ANONYMOUS;
         let page = ulpm_sys::mmap(0, ulpm_sys::PAGE, prot::READ | prot::WRITE, flags, -1, 0);
-        let Ok(page) = page else { return ulpm_sys::Errno::AGAIN.raw() };
+        let Ok(page) = page else { return Errno::AGAIN.raw() };
         let created = ptr::with_exposed_provenance_mut::<Created>(page);
         created.write(Created { start, argument });
         let result = create(begin, created.cast());
