@@ -316,13 +316,10 @@ impl<'a> Tree<'a> {
         self.watch(index, &late)?;
         self.place_descriptors(index, &late)?;
         self.set_attributes(index)?;
-        // What the work above has left pending was not there. The end of a zombie was.
+        // What the work above has left pending was not there. That of a zombie's end, if it was, a thread gives back.
         while ulpm_sys::signal::take_pending(ulpm_sys::signal::ALL).is_some() {}
         for pending in &image.meta.pending {
             let _ = ulpm_sys::kill(real, pending.signal.cast_signed());
-        }
-        if !image.meta.zombies.is_empty() {
-            let _ = ulpm_sys::kill(real, libc::SIGCHLD);
         }
         let timers = |index: usize| {
             image.meta.timers.get(index).map_or([0; 2], |timer| [timer.interval_us, timer.value_us])
