@@ -378,6 +378,30 @@ pub struct SocketName {
     pub peer: SocketAddress,
 }
 
+/// `AF_UNIX`: by this family in place of an address a socket has credentials.
+const UNIX: [u8; 2] = [1, 0];
+
+impl SocketName {
+    /// Of a unix socket: what SO_PEERCRED is to say, a process by the id that the program knows, user and group.
+    #[must_use]
+    pub fn of_credentials(credentials: [u32; 3]) -> Self {
+        let mut raw = [0; 14];
+        raw[..2].copy_from_slice(&UNIX);
+        for (place, word) in raw[2..].chunks_exact_mut(4).zip(credentials) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        Self { local: SocketAddress::default(), peer: SocketAddress::new(&raw) }
+    }
+
+    /// These; `None` if it has addresses.
+    #[must_use]
+    pub fn credentials(&self) -> Option<[u32; 3]> {
+        let words = self.peer.bytes().strip_prefix(&UNIX)?.first_chunk::<12>()?;
+        let word = |at: usize| u32::from_le_bytes(core::array::from_fn(|byte| words[at + byte]));
+        Some([word(0), word(4), word(8)])
+    }
+}
+
 /// A socket that goes by other addresses than its own.
 #[derive(Debug)]
 #[repr(C)]

@@ -96,7 +96,11 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     let highest = checkpoint.images.iter().map(ImageFile::pid).max().unwrap_or(0);
     table.reserve_virtual(highest);
     for (inode, name) in objects.socket_names() {
-        table.name_socket(*inode, name).map_err(|error| RestartError::Socket(error.to_string()))?;
+        let named = table.name_socket(*inode, name);
+        // Whoever asks for credentials that there was no room for is told the kernel's.
+        if name.credentials().is_none() {
+            named.map_err(|error| RestartError::Socket(error.to_string()))?;
+        }
     }
 
     for &inode in &objects.queues.inodes {

@@ -44,6 +44,7 @@ pub mod so {
     pub const LINGER: i32 = 13;
     pub const REUSEPORT: i32 = 15;
     pub const PASSCRED: i32 = 16;
+    pub const PEERCRED: i32 = 17;
     pub const RCVLOWAT: i32 = 18;
     pub const RCVTIMEO: i32 = 20;
     pub const SNDTIMEO: i32 = 21;
@@ -74,6 +75,7 @@ pub mod so {
     pub const TXREHASH: i32 = 74;
     pub const RCVMARK: i32 = 75;
     pub const PASSPIDFD: i32 = 76;
+    pub const PEERPIDFD: i32 = 77;
     pub const PASSRIGHTS: i32 = 83;
 }
 

@@ -6,14 +6,15 @@
 use core::ffi::{c_int, c_ulong, c_void};
 
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{Owner, check, word};
+use ulpm_sys::socket::so;
+use ulpm_sys::{Errno, Owner, check, word};
 
 use super::names::{
     real, real_group, real_or_group, real_task, virt, virt_group, virt_session, virt_task,
 };
 use crate::critical::holding_name;
 use crate::next::next;
-use crate::{libc_result, process};
+use crate::{libc_result, process, set_errno};
 
 next! {
     FCNTL = c"fcntl": unsafe extern "C" fn(c_int, c_int, usize) -> c_int;
@@ -163,21 +164,53 @@ unsafe extern "C" fn getsockopt(
     value: *mut c_void,
     len: *mut u32,
 ) -> c_int {
-    const SOL_SOCKET: c_int = 1;
-    const SO_PEERCRED: c_int = 17;
     let args = [word(fd), word(level), word(option), value.addr(), len.addr()];
     // SAFETY: see above.
     let plain = || unsafe { call(nr::GETSOCKOPT, args) };
-    if level != SOL_SOCKET || option != SO_PEERCRED || !process::is_restarted() {
+    if level != so::SOL_SOCKET
+        || !matches!(option, so::PEERCRED | so::PEERPIDFD)
+        || !process::is_restarted()
+    {
         return plain();
+    }
+    // Of a socket that was made again the kernel says that ulpm_restart has connected it.
+    let known = process::table().and_then(|table| {
+        let status = ulpm_sys::fstat(fd).ok()?;
+        table.socket_name(status.ino)?.credentials()
+    });
+    if let (so::PEERPIDFD, Some([pid, ..])) = (option, known) {
+        // SAFETY: see above; a null or a bad pointer ends the program as it would in libc's own functions.
+        return unsafe {
+            if *len < 4 {
+                set_errno(Errno::INVAL);
+                return -1;
+            }
+            let pidfd = pidfd_open(pid.cast_signed(), 0);
+            if pidfd < 0 {
+                return pidfd;
+            }
+            // It is closed by an exec, as is what the kernel gives.
+            value.cast::<c_int>().write_unaligned(pidfd);
+            *len = 4;
+            0
+        };
     }
     holding_name(|| {
         let result = plain();
         // SAFETY: the kernel has stored so many bytes of a `struct ucred`, which begins with the process id.
         unsafe {
-            if result == 0 && *len >= 4 {
-                let pid = value.cast::<c_int>();
-                pid.write_unaligned(virt(pid.read_unaligned()));
+            if result == 0 && option == so::PEERCRED && *len >= 4 {
+                let place = value.cast::<u32>();
+                match known {
+                    Some(words) => {
+                        let count = (*len as usize).min(size_of_val(&words));
+                        value.cast::<u8>().copy_from_nonoverlapping(words.as_ptr().cast(), count);
+                    }
+                    None => {
+                        let pid = place.read_unaligned().cast_signed();
+                        place.write_unaligned(virt(pid).cast_unsigned());
+                    }
+                }
             }
         }
         result

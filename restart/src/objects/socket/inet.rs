@@ -585,6 +585,7 @@ impl Sockets<'_> {
                 || was_connected && [level, name] == [so::SOL_SOCKET, so::BINDTODEVICE]
                 || was_connected && [level, name] == [libc::IPPROTO_TCP, tcp::FASTOPEN_CONNECT]
                 || [level, name] == [ipv6::LEVEL, ipv6::V6ONLY]
+                || [level, name] == [so::SOL_SOCKET, so::PEERCRED]
                 || is_inet(saved) && is_join(option))
         };
         saved.options.iter().filter(late).cloned().collect()

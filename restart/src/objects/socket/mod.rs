@@ -110,8 +110,9 @@ impl<'a> Sockets<'a> {
             let flags = self.flags.get(inode).copied().unwrap_or(0).cast_signed();
             set_flags(made.as_raw_fd(), flags)?;
         }
-        let addresses = self.take_names();
-        Ok((self.unix.names, addresses))
+        let mut names = self.take_names();
+        names.append(&mut self.credentials());
+        Ok((self.unix.names, names))
     }
 }
 

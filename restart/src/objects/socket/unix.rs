@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ulpm_image::meta::{Socket, SocketMessage, socket_state as state};
+use ulpm_protocol::table::SocketName;
 use ulpm_sys::socket::{self, af, so};
 
 use super::{Outside, Sockets};
@@ -113,6 +114,27 @@ fn text(address: &[u8]) -> String {
 }
 
 impl<'a> Sockets<'a> {
+    /// By the inode of each socket, who its other end was when it connected: the kernel takes us for it.
+    pub(super) fn credentials(&self) -> Vec<(u64, SocketName)> {
+        let saved = |saved: &Socket| {
+            let option = saved
+                .options
+                .iter()
+                .find(|option| [option.level, option.name] == [so::SOL_SOCKET, so::PEERCRED])?;
+            let words = option.value.first_chunk::<12>()?;
+            Some(
+                [0, 4, 8]
+                    .map(|at| u32::from_le_bytes(std::array::from_fn(|byte| words[at + byte]))),
+            )
+        };
+        let all = self.made.iter().filter_map(|(inode, made)| {
+            let credentials = saved(self.saved.get(inode)?)?;
+            let status = ulpm_sys::fstat(made.as_raw_fd()).ok()?;
+            Some((status.ino, SocketName::of_credentials(credentials)))
+        });
+        all.collect()
+    }
+
     fn unix_sockets(&self) -> Vec<&'a Socket> {
         let mut all: Vec<_> =
             self.saved.values().copied().filter(|saved| saved.domain == af::UNIX).collect();

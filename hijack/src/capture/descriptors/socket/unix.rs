@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use ulpm_image::Meta;
-use ulpm_image::meta::{Socket, SocketMessage, socket_state as state};
-use ulpm_sys::socket::{msg, so, sock};
+use ulpm_image::meta::{Socket, SocketMessage, SocketOption, socket_state as state};
+use ulpm_sys::socket::{self, msg, so, sock};
 use ulpm_sys::{Errno, POLLIN, mode};
 
 use super::super::{describe, under_way};
@@ -106,6 +106,10 @@ pub(super) fn save(
         (saved.waiting, saved.backlog) = (waiting, backlog);
         return Ok(());
     }
+    if let Some(credentials) = peer_credentials(subject, open) {
+        let value = credentials.iter().flat_map(|word| word.to_le_bytes()).collect();
+        saved.options.push(SocketOption { level: so::SOL_SOCKET, name: so::PEERCRED, value });
+    }
     let is_waiting = saved.kind != sock::DGRAM
         && saved.state == state::CONNECTED
         && saved.peer_inode == 0
@@ -120,6 +124,18 @@ pub(super) fn save(
         return Err(cannot(open, "holds out-of-band data"));
     }
     queue(subject, open, saved, context, found & POLLIN != 0)
+}
+
+/// The other end, as it was when it connected: process, user and group; `None` if there is none.
+fn peer_credentials(subject: &Subject<'_>, open: &Open) -> Option<[u32; 3]> {
+    if let Some(name) = subject.table.socket_name(open.status.ino) {
+        return name.credentials();
+    }
+    let mut value = [0; 12];
+    socket::get_option(open.ours, so::SOL_SOCKET, so::PEERCRED, &mut value).ok()?;
+    let [pid, user, group] = [0, 4, 8].map(|at| diag::number(&value, at));
+    let virt = subject.table.virtual_of(pid.cast_signed());
+    (pid != 0).then_some([virt.cast_unsigned(), user, group])
 }
 
 /// What nobody can look at before it is accepted.
