@@ -9,6 +9,7 @@ use ulpm_protocol::table::{self, ENV_TABLE, SlotState, Table};
 use ulpm_sys::signal::{self, bit};
 use ulpm_sys::{map, oflag, prot};
 
+use crate::wrap::paths;
 use crate::{clock, heap, manager, next, threads};
 
 #[link(name = "c")]
@@ -44,8 +45,6 @@ pub(crate) struct PerProcess {
     pub(crate) stopped: AtomicU32,
     /// Calls under way that a freeze with a borrowed signal would harm, see `wrap::exec` and `wrap::signals`.
     pub(crate) signal_users: AtomicU32,
-    /// Odd while a thread's copy of its id is not the one that all others know, see `wrap::pthread`.
-    pub(crate) tid_changes: AtomicU32,
     /// 1 while the state of `system` calls is being changed.
     pub(crate) system_lock: AtomicU32,
     /// After a restart, until a fork: the real id of the parent if that is outside the job, and the
@@ -160,6 +159,7 @@ pub(crate) fn join() {
     find_vdso();
     find_rseq();
     clock::join(table);
+    paths::prepare();
     TABLE.store(ptr::with_exposed_provenance_mut(table.address()), Ordering::Release);
     PER_PROCESS.store(ptr::with_exposed_provenance_mut(page), Ordering::Release);
 

@@ -33,6 +33,14 @@ impl<const N: usize> Text<N> {
         text
     }
 
+    /// Adds bytes, as far as there is room.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let room = &mut self.bytes[self.len..];
+        let len = bytes.len().min(room.len());
+        room[..len].copy_from_slice(&bytes[..len]);
+        self.len += len;
+    }
+
     /// What was written.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -61,10 +69,7 @@ impl<const N: usize> fmt::Debug for Text<N> {
 
 impl<const N: usize> fmt::Write for Text<N> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        let room = &mut self.bytes[self.len..];
-        let len = s.len().min(room.len());
-        room[..len].copy_from_slice(&s.as_bytes()[..len]);
-        self.len += len;
+        self.push(s.as_bytes());
         Ok(())
     }
 }
