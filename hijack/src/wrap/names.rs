@@ -2,11 +2,11 @@
 //!
 //! Reason: *names* that change after a restart. `getpid` and its like answer from memory.
 
-use core::ffi::{c_int, c_uint};
+use core::ffi::{c_int, c_long, c_uint};
 use core::sync::atomic::Ordering;
 
 use ulpm_sys::arch::{nr, syscall};
-use ulpm_sys::{Errno, check};
+use ulpm_sys::{Errno, check, word};
 
 use super::fork::VFORKING;
 use crate::critical::holding_name;
@@ -17,6 +17,8 @@ next! {
     TCGETPGRP = c"tcgetpgrp": unsafe extern "C" fn(c_int) -> c_int;
     TCSETPGRP = c"tcsetpgrp": unsafe extern "C" fn(c_int, c_int) -> c_int;
     TCGETSID = c"tcgetsid": unsafe extern "C" fn(c_int) -> c_int;
+    PTRACE = c"ptrace": unsafe extern "C" fn(c_uint, c_int, usize, usize) -> c_long;
+    PRCTL = c"prctl": unsafe extern "C" fn(c_int, usize, usize, usize, usize) -> c_int;
 }
 
 /// The real id behind one that the program passes; itself for one that is not the job's.
@@ -232,4 +234,28 @@ unsafe extern "C" fn tcsetpgrp(fd: c_int, group: c_int) -> c_int {
 unsafe extern "C" fn tcgetsid(fd: c_int) -> c_int {
     // SAFETY: passed on.
     holding_name(|| virt_session(unsafe { TCGETSID.get()(fd) }))
+}
+
+// The next two are variadic in C; on x86-64 one more integer or pointer comes in the next register all the same.
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ptrace(request: c_uint, pid: c_int, address: usize, data: usize) -> c_long {
+    // SAFETY: passed on.
+    holding_name(|| unsafe { PTRACE.get()(request, real_task(pid), address, data) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
+    /// PR_SET_PTRACER names a process, or 0 for none, or -1 for any.
+    const SET_PTRACER: c_int = 0x5961_6d61;
+    // SAFETY: passed on.
+    unsafe {
+        if option != SET_PTRACER || !process::is_restarted() {
+            return PRCTL.get()(option, a, b, c, d);
+        }
+        holding_name(|| {
+            let id = c_int::try_from(a).map_or(a, |pid| word(real(pid)));
+            PRCTL.get()(option, id, b, c, d)
+        })
+    }
 }
