@@ -9,7 +9,7 @@
 use ulpm_sys::arch::{UserContext, nr};
 use ulpm_sys::{Errno, signal};
 
-use crate::arch::thread_slot;
+use crate::arch::{self, thread_slot};
 use crate::{clock, timed};
 
 /// Places in the thread's slot: the stack pointer at the start of the moment, and how often the thread
@@ -43,7 +43,7 @@ fn holding<R>(object: u64, call: impl FnOnce() -> R) -> R {
     unsafe {
         let before = [(*slot)[START], (*slot)[OBJECT]];
         (*slot)[OBJECT] = object;
-        (*slot)[START] = crate::arch::stack_pointer() as u64;
+        (*slot)[START] = arch::stack_pointer() as u64;
         (*slot)[LET_GO] = 0;
         let result = call();
         [(*slot)[START], (*slot)[OBJECT]] = before;
@@ -78,8 +78,19 @@ pub(crate) fn must_go_on(context: &UserContext) -> bool {
     let (start, let_go, call) =
         unsafe { ((*slot)[START], (*slot)[LET_GO], context.about_to_call()) };
     let inside = start != 0 && context.machine.rsp as u64 <= start;
-    let waits = matches!(call, Some(nr::WAIT4 | nr::WAITID)) || awaited_object(context).is_some();
-    let must = inside && !waits || compares_its_name(context) || returns_to_vdso(context);
+    // What has received nothing yet holds nothing.
+    // SAFETY: as above.
+    let has_failed = || unsafe {
+        context.returned(Errno::INTR)
+            && timed::certain_number_before(&context.machine) == Some(nr::RECVMSG)
+    };
+    let waits = matches!(call, Some(nr::WAIT4 | nr::WAITID | nr::RECVMSG))
+        || awaited_object(context).is_some()
+        || inside && has_failed();
+    let must = inside && !waits
+        || arch::is_in_stand_in(context.machine.rip)
+        || compares_its_name(context)
+        || returns_to_vdso(context);
     let goes_on = must && let_go < PATIENCE;
     // SAFETY: as above.
     unsafe { (*slot)[LET_GO] = if goes_on { let_go + 1 } else { 0 } };
@@ -129,6 +140,6 @@ fn compares_its_name(context: &UserContext) -> bool {
     let handler = signal::action(SIGCANCEL, None).map_or(0, |action| action.handler);
     // SAFETY: the context is that of this thread, in its handler.
     let answered =
-        || unsafe { context.follows_call() } && timed::number_before(rip) == Some(nr::GETPID);
+        || unsafe { context.follows_call() } && timed::number_before(&context.machine) == Some(nr::GETPID);
     handler > signal::SIG_IGN && (rip.wrapping_sub(handler) < BEFORE || answered())
 }

@@ -126,7 +126,7 @@ pub(crate) fn go_on(context: &mut UserContext, seen: Option<usize>) {
     }
     // What was seen may have ended since, and another call with the same arguments been made at the same place,
     // such as a read of what was written. So that is enough where nothing can be read.
-    let certain = timed::certain_number_before(context.machine.rip);
+    let certain = timed::certain_number_before(&context.machine);
     let Some(number) = certain.or(seen) else { return };
     let Some(plan) = plan(&context.machine, number, done) else { return };
     if certain.is_none() && !is_written_to_only(context.machine.rdi) {
@@ -147,7 +147,7 @@ pub(crate) fn forget_interruption(context: &UserContext) {
     }
     let number = match rest_of(context) {
         Some(rest) => Some(rest.number),
-        None => timed::certain_number_before(context.machine.rip),
+        None => timed::certain_number_before(&context.machine),
     };
     if let Some(nr::SENDMMSG | nr::RECVMMSG) = number {
         let _ = get_int_option(descriptor(context.machine.rdi), so::SOL_SOCKET, ERROR);

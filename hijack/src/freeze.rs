@@ -323,7 +323,7 @@ fn note_interrupted_calls(own: &PerProcess, asked: &[Asked]) {
         // SAFETY: the context is that of a thread in its handler.
         if unsafe { context.returned(Errno::INTR) } {
             // Else it entered the call after we looked.
-            let number = stopped.seen.or_else(|| timed::number_before(machine.rip));
+            let number = stopped.seen.or_else(|| timed::number_before(machine));
             stopped.again = number.filter(|&number| timed::can_be_made_again(number));
         }
     }

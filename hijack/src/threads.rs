@@ -213,7 +213,7 @@ extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserCont
         }
         // SAFETY: the context is that of this thread, in its handler.
         if unsafe { context.returned(Errno::INTR) } {
-            let number = timed::number_before(context.machine.rip);
+            let number = timed::number_before(&context.machine);
             make_again(context, number.filter(|&number| timed::can_be_made_again(number)));
         } else {
             cut::go_on(context, None);
@@ -523,7 +523,7 @@ fn go_on(stopped: &mut Stopped) {
     // SAFETY: as above.
     if unsafe { context.returned(Errno::INTR) } {
         // Of a freeze that has failed nobody has taken notes.
-        let before = || timed::number_before(context.machine.rip);
+        let before = || timed::number_before(&context.machine);
         let number = stopped.again.or_else(|| before().filter(|&n| timed::can_be_made_again(n)));
         make_again(context, number);
     } else {
@@ -683,6 +683,8 @@ fn give_back_pending(stopped: &Stopped) {
         // The program knows the sender so; but glibc ignores a cancellation that another process has sent.
         if info.signo < signal::FIRST_REALTIME && info.signo > signal::LAST_STANDARD {
             info.pid = table.map_or(info.pid, |table| table.real_of(info.pid));
+        } else if process::is_restarted() && info.is_from_kernel() {
+            info.set_named();
         }
         // A thread may send to itself what claims to come from the kernel; and the leading thread
         // to its process, whose id is its own.

@@ -13,13 +13,13 @@
 use core::ffi::{c_int, c_uint, c_void};
 
 use ulpm_sys::Timespec;
-use ulpm_sys::arch::{UserContext, nr, number_of_call};
+use ulpm_sys::arch::{MachineContext, UserContext, nr, number_of_call};
 use ulpm_sys::signal::SigInfo;
 
 use crate::arch::{SLOT_LEN, thread_slot};
 use crate::clock;
 use crate::next::next;
-use crate::process;
+use crate::{process, wrap};
 
 /// Deadline (the program's monotonic time, ns), and room for the timespec with which a call is made again.
 const DEADLINE: usize = 0;
@@ -84,14 +84,14 @@ pub(crate) fn continue_call(context: &mut UserContext, number: usize) {
     }
 }
 
-/// The number of the system call whose instruction ends at `rip`, read from the code in front of it.
+/// The number of the system call behind which a thread stands.
 ///
-/// libc's calls have `mov eax, number` a few instructions before `syscall`. For one that was made through
-/// `syscall(2)` there is no telling; the kernel says it for a thread that is looked at before it is
-/// interrupted, so this is for those that could not be.
-pub(crate) fn number_before(rip: usize) -> Option<usize> {
-    let code = code_before(rip)?;
-    number_of_call(code).or_else(|| {
+/// libc's calls have `mov eax, number` a few instructions before `syscall`, and our own `syscall(2)` leaves it where it
+/// is found. The kernel says it of a thread that is looked at before it is interrupted, so this is for those that could
+/// not be.
+pub(crate) fn number_before(machine: &MachineContext) -> Option<usize> {
+    certain_number_before(machine).or_else(|| {
+        let code = code_before(machine.rip)?;
         // The nearest one counts. 0x41 in front would make it a move to r8d.
         (1..code.len().saturating_sub(4)).rev().find_map(|at| {
             let [before, 0xb8, low, high, 0, 0] = code[at - 1..].first_chunk::<6>()? else {
@@ -103,8 +103,8 @@ pub(crate) fn number_before(rip: usize) -> Option<usize> {
 }
 
 /// The same, if there can be no doubt of it.
-pub(crate) fn certain_number_before(rip: usize) -> Option<usize> {
-    number_of_call(code_before(rip)?)
+pub(crate) fn certain_number_before(machine: &MachineContext) -> Option<usize> {
+    wrap::raw::number_of_call(machine).or_else(|| number_of_call(code_before(machine.rip)?))
 }
 
 /// Some of the code in front of the system call whose instruction ends at `rip`.
@@ -323,26 +323,38 @@ unsafe extern "C" fn sigtimedwait(
     timeout: *const Timespec,
 ) -> c_int {
     // SAFETY: see above.
-    let call = || unsafe { SIGTIMEDWAIT.get()(set, info.cast(), timeout) };
-    // SAFETY: see above.
-    let taken = match unsafe { duration(timeout) } {
-        0 => call(),
-        ns => until(ns, call),
-    };
-    // SAFETY: see above.
-    let info = unsafe { info.as_mut() };
-    if taken > 0
-        && process::is_restarted()
-        && let Some(info) = info
-        && info.is_from_kernel()
-        && let Some(table) = process::table()
-    {
-        info.pid = table.virtual_of(info.pid);
+    unsafe {
+        wait_for_signal(info, timeout, |info| {
+            SIGTIMEDWAIT.get()(set, info.cast(), timeout) as isize
+        }) as c_int
     }
-    taken
 }
 
-/// Also a *name*: the sender's.
+/// Waits for a signal by `call`. Also a *name*: the sender's.
+///
+/// # Safety
+///
+/// As sigtimedwait(2).
+pub(crate) unsafe fn wait_for_signal(
+    info: *mut SigInfo,
+    timeout: *const Timespec,
+    call: impl FnOnce(*mut SigInfo) -> isize,
+) -> isize {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        let taken = match duration(timeout) {
+            0 => call(info),
+            ns => until(ns, || call(info)),
+        };
+        if let (1.., Some(info)) = (taken, info.as_mut())
+            && process::is_restarted()
+        {
+            wrap::signals::name_sender(info);
+        }
+        taken
+    }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sigwaitinfo(set: *const c_void, info: *mut SigInfo) -> c_int {
     // SAFETY: see above.

@@ -42,6 +42,8 @@ pub const SI_USER: i32 = 0;
 pub const SI_QUEUE: i32 = -1;
 /// `si_code` of a POSIX timer.
 pub const SI_TIMER: i32 = -2;
+/// `si_code` of a notice of a POSIX message queue.
+pub const SI_MESGQ: i32 = -3;
 /// `si_code` of tkill(2) and tgkill(2).
 pub const SI_TKILL: i32 = -6;
 
@@ -103,6 +105,9 @@ pub struct SigInfo {
     rest: [u64; 12],
 }
 
+/// See [`SigInfo::set_named`].
+const NAMED: i32 = i32::from_le_bytes(*b"ulpm");
+
 impl SigInfo {
     /// What sigqueue(3) sends.
     #[must_use]
@@ -119,7 +124,19 @@ impl SigInfo {
     /// Whether `pid` is what the kernel says of a process: the sender, or the child that SIGCHLD is about.
     #[must_use]
     pub const fn is_from_kernel(&self) -> bool {
-        matches!(self.code, SI_USER | SI_TKILL) || (self.signo == SIGCHLD && self.code > 0)
+        let is_sender = matches!(self.code, SI_USER | SI_TKILL | SI_MESGQ);
+        (is_sender || (self.signo == SIGCHLD && self.code > 0)) && self.pad != NAMED
+    }
+
+    /// Says that `pid` is a name already: in padding, which the kernel keeps with a signal that is sent with a siginfo,
+    /// and fills with zeros in all others.
+    pub const fn set_named(&mut self) {
+        self.pad = NAMED;
+    }
+
+    /// Takes that back.
+    pub const fn forget_named(&mut self) {
+        self.pad = 0;
     }
 }
 

@@ -23,6 +23,34 @@ pub(crate) unsafe extern "C" fn signal_return() {
     )
 }
 
+/// Stands in the place of a handler of the program's: has the sender named in its siginfo, and goes on in the handler, which
+/// finds the stack as the kernel has made it.
+///
+/// # Safety
+///
+/// The kernel calls it, as a handler with SA_SIGINFO.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn stand_in() {
+    naked_asm!(
+        "push rdi", // The three arguments.
+        "push rsi",
+        "push rdx",          // With these the stack is aligned for the call.
+        "call {enter}",      // Returns the handler.
+        "pop rdx",
+        "pop rsi",
+        "pop rdi",
+        "jmp rax",
+        enter = sym crate::wrap::signals::enter,
+    )
+}
+
+/// Whether a thread at `rip` is at the beginning of [`stand_in`].
+pub(crate) fn is_in_stand_in(rip: usize) -> bool {
+    /// The instructions up to the call, which is five bytes long.
+    const LEN: usize = 8;
+    rip.wrapping_sub((stand_in as *const ()).addr()) < LEN
+}
+
 /// Calls `threads::wait_for_thaw(stopped)` in such a way that a new thread can return from here
 /// instead: everything that the caller needs is on the stack, and `stopped.sp` says where.
 ///

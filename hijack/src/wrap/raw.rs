@@ -6,16 +6,16 @@
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_uint, c_void};
 
-use ulpm_sys::arch::{nr, syscall as kernel};
+use ulpm_sys::arch::{MachineContext, nr};
 use ulpm_sys::{Errno, check, word};
 
 use super::names::{self, real, real_group, real_or_group, real_task};
-use super::{descriptors, ipc, queues, wait};
+use super::{descriptors, ipc, queues, signals, wait};
 use crate::critical::holding_name;
 use crate::{clock, process, requests, set_errno, timed};
 
 /// Numbers of calls that [`translated`] makes.
-const TRANSLATED: [usize; 63] = [
+const TRANSLATED: [usize; 66] = [
     nr::GETPID,
     nr::GETPPID,
     nr::GETTID,
@@ -27,6 +27,8 @@ const TRANSLATED: [usize; 63] = [
     nr::KILL,
     nr::TKILL,
     nr::TGKILL,
+    nr::RT_SIGACTION,
+    nr::RT_SIGTIMEDWAIT,
     nr::RT_SIGQUEUEINFO,
     nr::RT_TGSIGQUEUEINFO,
     nr::WAIT4,
@@ -52,6 +54,7 @@ const TRANSLATED: [usize; 63] = [
     nr::PROCESS_VM_READV,
     nr::PROCESS_VM_WRITEV,
     nr::KCMP,
+    nr::PTRACE,
     nr::IO_URING_SETUP,
     nr::CLOCK_GETTIME,
     nr::CLOCK_NANOSLEEP,
@@ -94,6 +97,24 @@ static IS_TRANSLATED: [u8; END] = {
     is
 };
 
+/// Instructions that make the call whose number is the first argument of a function. The number stays in the red zone,
+/// where [`number_of_call`] finds it: no code says which call it is.
+macro_rules! call {
+    () => {
+        "
+        mov rax, rdi
+        mov rdi, rsi        # Each argument is one place on.
+        mov rsi, rdx
+        mov rdx, rcx
+        mov r10, r8
+        mov r8, r9
+        mov r9, [rsp + 8]   # The sixth came on the stack.
+        mov [rsp - 8], rax
+        syscall
+        "
+    };
+}
+
 /// `syscall()`: makes the call as libc's does, on the caller's stack as it was, so that clone(2) and vfork(2)
 /// return twice as they do natively; or goes on in [`translated`].
 ///
@@ -109,14 +130,10 @@ unsafe extern "C" fn syscall() -> isize {
         "lea rax, [rip + {is_translated}]",
         "cmp byte ptr [rax + rdi], 0",
         "jne {translated}", // The arguments are where a function of seven expects them.
-        "2: mov rax, rdi",  // The number; then each argument one place on.
-        "mov rdi, rsi",
-        "mov rsi, rdx",
-        "mov rdx, rcx",
-        "mov r10, r8",
-        "mov r8, r9",
-        "mov r9, [rsp + 8]", // The sixth came on the stack.
-        "syscall",
+        concat!("2:", call!()),
+        ".globl ulpm_syscall_returned",
+        ".hidden ulpm_syscall_returned",
+        "ulpm_syscall_returned:",
         "cmp rax, -4095",
         "jae 3f",
         "ret",
@@ -127,6 +144,44 @@ unsafe extern "C" fn syscall() -> isize {
         translated = sym translated,
         failed = sym failed,
     )
+}
+
+/// Makes a call, and returns what the kernel does.
+///
+/// # Safety
+///
+/// As the call that is made.
+#[unsafe(naked)]
+unsafe extern "C" fn make(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> usize {
+    naked_asm!(call!(), ".globl ulpm_made", ".hidden ulpm_made", "ulpm_made:", "ret",)
+}
+
+/// # Safety
+///
+/// As the call that is made.
+unsafe fn kernel(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> usize {
+    // SAFETY: the caller vouches for it.
+    unsafe { make(number, a, b, c, d, e, f) }
+}
+
+/// The number of the call behind which a thread stands, if it was made here.
+pub(crate) fn number_of_call(machine: &MachineContext) -> Option<usize> {
+    unsafe extern "C" {
+        fn ulpm_syscall_returned();
+        fn ulpm_made();
+    }
+    let ours = [ulpm_syscall_returned as *const (), ulpm_made as *const ()];
+    let place = core::ptr::with_exposed_provenance::<usize>(machine.rsp.wrapping_sub(8));
+    // SAFETY: the thread has just written there, and nobody else uses its red zone.
+    ours.iter().any(|at| at.addr() == machine.rip).then(|| unsafe { place.read() })
 }
 
 /// Sets `errno` for what the kernel returned.
@@ -185,6 +240,16 @@ unsafe extern "C" fn translated(
         nr::SETSID => names::setsid() as isize,
         nr::KILL => names::kill(int(a), int(b)) as isize,
         nr::TGKILL => names::tgkill(int(a), int(b), int(c)) as isize,
+        // SAFETY: the caller vouches for them.
+        nr::RT_SIGACTION => unsafe {
+            signals::by_number(int(a), pointer(b), pointer_mut(c), |new, old| {
+                call([a, new.addr(), old.addr()])
+            })
+        },
+        // SAFETY: as above.
+        nr::RT_SIGTIMEDWAIT => unsafe {
+            timed::wait_for_signal(pointer_mut(b), pointer(c), |info| call([a, info.addr(), c]))
+        },
         nr::RT_SIGQUEUEINFO => holding_name(|| call([word(real(int(a))), b, c])),
         nr::RT_TGSIGQUEUEINFO => {
             holding_name(|| call([word(real(int(a))), word(real_task(int(b))), c]))
@@ -219,6 +284,7 @@ unsafe extern "C" fn translated(
             };
             call([a, word(who), c])
         }),
+        nr::PTRACE => holding_name(|| call([a, word(real_task(int(b))), c])),
         nr::KCMP => holding_name(|| call([word(real_task(int(a))), word(real_task(int(b))), c])),
         // Programs that get this answer do without, as on a kernel without it.
         nr::IO_URING_SETUP if process::own().is_some() => {

@@ -15,6 +15,8 @@ whole_life! {
     posix_timers => Program::guest("posix_timers", 150);
     attributes => Program::guest("attributes", 150);
     raw_calls => Program::guest("raw_calls", 100);
+    senders => Program::guest("senders", 100);
+    proc_paths => Program::guest("proc_paths", 100);
     uptime => Program::guest("uptime", 150);
     timeout_100 => timeout();
 }
