@@ -11,6 +11,9 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
 #ifndef PR_SET_PTRACER
 #define PR_SET_PTRACER 0x59616d61
 #endif
@@ -101,6 +104,19 @@ static void check_credentials(int fd, pid_t pid)
     CHECK_EQ(len, sizeof found);
     CHECK_EQ(found.pid, pid);
     CHECK(found.uid == getuid() && found.gid == getgid());
+    int process = -1;
+    len = sizeof process;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &process, &len) == -1) {
+        CHECK(errno == ENOPROTOOPT); /* Linux before 6.5 */
+        return;
+    }
+    /* The process is there, and it is that one: its child is waited for, any other cannot be. */
+    CHECK_EQ(fcntl(process, F_GETFD), FD_CLOEXEC);
+    CHECK_EQ(syscall(SYS_pidfd_send_signal, process, 0, NULL, 0), 0);
+    siginfo_t info = {0};
+    int result = waitid(P_PIDFD, (id_t)process, &info, WEXITED | WNOHANG | WNOWAIT);
+    CHECK(pid == sibling && getpid() == self ? result == 0 : result == -1 && errno == ECHILD);
+    CHECK_EQ(close(process), 0);
 }
 
 /* A message with credentials that the sender names, or with what the kernel puts in. */

@@ -5,7 +5,7 @@
 //! clone(2) is not wrapped: a child without CLONE_VM finds its per-process page wiped, and enters the
 //! table with its first call of `getpid`, or when the freeze signal reaches it.
 
-use core::ffi::c_int;
+use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ulpm_protocol::manager::FREEZE_SIGNAL;
@@ -21,6 +21,8 @@ next! {
     FORK = c"fork": unsafe extern "C" fn() -> c_int;
     _FORK = c"_Fork": unsafe extern "C" fn() -> c_int;
     DAEMON = c"daemon": unsafe extern "C" fn(c_int, c_int) -> c_int;
+    FORKPTY = c"forkpty":
+        unsafe extern "C" fn(*mut c_int, *mut c_char, *const c_void, *const c_void) -> c_int;
 }
 
 /// Calls of vfork whose child has not yet gone on to another program: until then it shares the
@@ -45,6 +47,18 @@ unsafe extern "C" fn fork() -> c_int {
 unsafe extern "C" fn _Fork() -> c_int {
     // SAFETY: passed on.
     with_child(|| unsafe { _FORK.get()() })
+}
+
+/// `forkpty(3)`, which forks inside libc.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn forkpty(
+    master: *mut c_int,
+    name: *mut c_char,
+    modes: *const c_void,
+    size: *const c_void,
+) -> c_int {
+    // SAFETY: passed on.
+    with_child(|| unsafe { FORKPTY.get()(master, name, modes, size) })
 }
 
 /// `daemon(3)`, which forks inside libc and ends the parent there.

@@ -189,7 +189,7 @@ unsafe extern "C" fn sigqueue(pid: c_int, signal: c_int, value: u64) -> c_int {
     let own = getpid();
     let mut info = ulpm_sys::signal::SigInfo::queued(signal, value);
     (info.pid, info.uid) = (own, user());
-    libc_result(ulpm_sys::signal::queue_to_process(real(pid), &info).map(|()| 0))
+    holding_name(|| libc_result(ulpm_sys::signal::queue_to_process(real(pid), &info).map(|()| 0)))
 }
 
 /// Whom `getpriority` and `setpriority` mean: a process, a group, or a user.
@@ -206,16 +206,20 @@ pub(super) fn real_who(which: c_uint, who: c_uint) -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn getpriority(which: c_uint, who: c_uint) -> c_int {
     const GETPRIORITY: usize = 140;
-    let who = real_who(which, who);
     // The kernel returns 20 - nice, so that no result looks like an error.
-    libc_result(call(GETPRIORITY, [which.cast_signed(), who, 0]).map(|value| 20 - value))
+    holding_name(|| {
+        let who = real_who(which, who);
+        libc_result(call(GETPRIORITY, [which.cast_signed(), who, 0]).map(|value| 20 - value))
+    })
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn setpriority(which: c_uint, who: c_uint, priority: c_int) -> c_int {
     const SETPRIORITY: usize = 141;
-    let who = real_who(which, who);
-    libc_result(call(SETPRIORITY, [which.cast_signed(), who, priority]))
+    holding_name(|| {
+        let who = real_who(which, who);
+        libc_result(call(SETPRIORITY, [which.cast_signed(), who, priority]))
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -5,6 +5,7 @@
 use core::ffi::{c_int, c_void};
 
 use super::names::real_task as real; // A process's id is that of its leading thread.
+use crate::critical::holding_name;
 use crate::next::next;
 
 next! {
@@ -28,43 +29,43 @@ next! {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_getaffinity(pid: c_int, len: usize, set: *mut c_void) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_GETAFFINITY.get()(real(pid), len, set) }
+    holding_name(|| unsafe { SCHED_GETAFFINITY.get()(real(pid), len, set) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_setaffinity(pid: c_int, len: usize, set: *const c_void) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_SETAFFINITY.get()(real(pid), len, set) }
+    holding_name(|| unsafe { SCHED_SETAFFINITY.get()(real(pid), len, set) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_getscheduler(pid: c_int) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_GETSCHEDULER.get()(real(pid)) }
+    holding_name(|| unsafe { SCHED_GETSCHEDULER.get()(real(pid)) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_setscheduler(pid: c_int, policy: c_int, param: *const c_void) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_SETSCHEDULER.get()(real(pid), policy, param) }
+    holding_name(|| unsafe { SCHED_SETSCHEDULER.get()(real(pid), policy, param) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_getparam(pid: c_int, param: *mut c_void) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_GETPARAM.get()(real(pid), param) }
+    holding_name(|| unsafe { SCHED_GETPARAM.get()(real(pid), param) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_setparam(pid: c_int, param: *const c_void) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_SETPARAM.get()(real(pid), param) }
+    holding_name(|| unsafe { SCHED_SETPARAM.get()(real(pid), param) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sched_rr_get_interval(pid: c_int, interval: *mut c_void) -> c_int {
     // SAFETY: see above.
-    unsafe { SCHED_RR_GET_INTERVAL.get()(real(pid), interval) }
+    holding_name(|| unsafe { SCHED_RR_GET_INTERVAL.get()(real(pid), interval) })
 }
 
 #[unsafe(no_mangle)]
@@ -75,7 +76,7 @@ unsafe extern "C" fn prlimit64(
     old: *mut c_void,
 ) -> c_int {
     // SAFETY: see above.
-    unsafe { PRLIMIT64.get()(real(pid), resource, new, old) }
+    holding_name(|| unsafe { PRLIMIT64.get()(real(pid), resource, new, old) })
 }
 
 #[unsafe(no_mangle)]
