@@ -8,6 +8,10 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+/* As programs that were built with _FORTIFY_SOURCE call them. */
+extern ssize_t __readlink_chk(const char *path, char *buffer, size_t len, size_t room);
+extern char *__realpath_chk(const char *path, char *resolved, size_t room);
+
 static pid_t tid;
 static volatile int ready, stop;
 
@@ -115,6 +119,19 @@ int main(int argc, char **argv)
         memset(same, 0, sizeof same);
         CHECK(readlink(path("/proc/%d/exe", self), same, sizeof same - 1) > 0);
         CHECK_EQ(strcmp(same, program), 0);
+        memset(same, 0, sizeof same);
+        CHECK(__readlink_chk("/proc/self/exe", same, sizeof same - 1, sizeof same) > 0);
+        CHECK_EQ(strcmp(same, program), 0);
+        memset(same, 0, sizeof same);
+        CHECK(__realpath_chk("/proc/self/exe", same, sizeof same) == same);
+        CHECK_EQ(strcmp(same, program), 0);
+        struct dirent **entries;
+        int count = scandir(path("/proc/%d/task", child), &entries, NULL, NULL);
+        CHECK(count >= 3);
+        while (count > 0)
+            free(entries[--count]);
+        free(entries);
+        CHECK_EQ(faccessat(AT_FDCWD, path("/proc/%d/stat", child), R_OK, 0), 0);
         /* One that is gone. */
         pid_t gone = fork();
         CHECK(gone >= 0);

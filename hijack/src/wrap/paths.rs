@@ -184,14 +184,22 @@ by_path! {
     fstatat64 = FSTATAT64 c"fstatat64" with_path (dir: c_int; status: *mut c_void, flags: c_int) -> c_int;
     statx = STATX c"statx" with_path
         (dir: c_int; flags: c_int, mask: c_uint, status: *mut c_void) -> c_int;
+    faccessat = FACCESSAT c"faccessat" with_path (dir: c_int; mode: c_int, flags: c_int) -> c_int;
+    scandir = SCANDIR c"scandir" with_path
+        (; names: *mut c_void, filter: *const c_void, compare: *const c_void) -> c_int;
+    scandir64 = SCANDIR64 c"scandir64" with_path
+        (; names: *mut c_void, filter: *const c_void, compare: *const c_void) -> c_int;
+    realpath = REALPATH c"realpath" with_file (; resolved: *mut c_char) -> *mut c_char;
+    __realpath_chk = REALPATH_CHECKED c"__realpath_chk" with_file
+        (; resolved: *mut c_char, room: usize) -> *mut c_char;
 }
 
 next! {
     READLINK = c"readlink": unsafe extern "C" fn(*const c_char, *mut c_char, usize) -> isize;
     READLINKAT = c"readlinkat":
         unsafe extern "C" fn(c_int, *const c_char, *mut c_char, usize) -> isize;
-    REALPATH = c"realpath":
-        unsafe extern "C" fn(*const c_char, *mut c_char) -> *mut c_char;
+    READLINK_CHECKED = c"__readlink_chk":
+        unsafe extern "C" fn(*const c_char, *mut c_char, usize, usize) -> isize;
 }
 
 #[unsafe(no_mangle)]
@@ -209,6 +217,19 @@ unsafe extern "C" fn readlinkat(
 ) -> isize {
     // SAFETY: see above.
     unsafe { read_link(path, buffer, len, |path| READLINKAT.get()(dir, path, buffer, len)) }
+}
+
+/// `readlink()` of a program that was built with `_FORTIFY_SOURCE`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __readlink_chk(
+    path: *const c_char,
+    buffer: *mut c_char,
+    len: usize,
+    room: usize,
+) -> isize {
+    let next = READLINK_CHECKED.get();
+    // SAFETY: see above. What does not fit ends the program there.
+    unsafe { read_link(path, buffer, len.min(room), |path| next(path, buffer, len, room)) }
 }
 
 /// # Safety
@@ -240,10 +261,4 @@ unsafe fn read_link(
         }
         with_path(path, call)
     }
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn realpath(path: *const c_char, resolved: *mut c_char) -> *mut c_char {
-    // SAFETY: see above.
-    unsafe { with_file(path, |path| REALPATH.get()(path, resolved)) }
 }
