@@ -52,9 +52,16 @@ mod bit {
 const QUEUE: usize = 4096;
 /// How long the kernel may take to carry something from one end to the other, in milliseconds.
 const PATIENCE_MS: i32 = 1000;
-/// How much of its output is put in again in small steps: the queue, and 31 buffers of 256 bytes.
-const SMALL_STEPS: usize = QUEUE + 31 * 512;
-const F_GETFL: i32 = 3;
+/// What the queue takes before the kernel keeps the rest in buffers.
+const FULL: usize = QUEUE - 1;
+/// How much fits in again in steps of [`SMALL`] for certain: the queue, and 30 buffers.
+const SAFE: usize = FULL + 30 * 512;
+/// How much of more than that is put in in steps of [`LONG`]: the queue, and four buffers.
+const IN_LONG_STEPS: usize = FULL + 4 * 2 * LONG;
+/// MIN_TTYB_SIZE of drivers/tty/tty_buffer.c.
+const SMALL: usize = 256;
+/// TTY_BUFFER_PAGE of drivers/tty/tty_buffer.c.
+const LONG: usize = 1792;
 
 /// `struct termios2`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,10 +92,17 @@ impl Modes {
         self.characters[which + 1]
     }
 
-    /// Modes in which nothing happens to what goes through, and four characters that do something there.
+    /// Modes in which nothing happens to what goes through, but for the keys that stop output and start it.
     ///
-    /// XON/XOFF stays on: turning it off would let output go on that a key has stopped.
-    fn quiet(&self, special: [u8; 4]) -> Self {
+    /// These stay what they are. Turning them off would let output go on that they have stopped; and the kernel looks
+    /// for them in what waits behind a full queue, also while they are being changed.
+    fn quiet(&self) -> Self {
+        self.quiet_but_for([0, 0, self.character(bit::VSTART), self.character(bit::VSTOP)])
+            .with(bit::IXON, self.flags[0] & bit::IXON != 0)
+    }
+
+    /// The same with four characters that do something there: nothing waits behind a full queue.
+    fn quiet_but_for(&self, special: [u8; 4]) -> Self {
         let [eof, next, start, stop] = special;
         let canonical = if self.canonical() { bit::ICANON | bit::IEXTEN } else { 0 };
         let mut quiet = Self {
@@ -116,6 +130,12 @@ impl Modes {
             let others = [self.character(bit::VEOL), self.character(bit::VEOL2)];
             last == b'\n' || (last != 0 && others.contains(&last))
         })
+    }
+
+    /// With an input mode on or off.
+    const fn with(mut self, mode: u32, on: bool) -> Self {
+        self.flags[0] = if on { self.flags[0] | mode } else { self.flags[0] & !mode };
+        self
     }
 
     /// Four characters that mean nothing else.
@@ -385,16 +405,10 @@ impl Pty {
         }
         // An unfinished line can be read only where there are no lines. With no line and no time to wait
         // for, a read returns what there is.
-        let mut raw = self.modes.quiet([0; 4]);
+        let mut raw = self.modes.quiet();
         raw.flags[3] = 0;
         set_modes(self.master, &raw)?;
-        while events(self.slave).input {
-            match read(self.slave, &mut buffer)? {
-                0 => break,
-                len => part(&buffer[..len], false),
-            }
-        }
-        Ok(())
+        take(self.slave, &mut |bytes| part(bytes, false))
     }
 
     /// Takes the output out.
@@ -403,14 +417,7 @@ impl Pty {
     ///
     /// As [`Self::take_input`].
     pub fn take_output(&self, part: &mut dyn FnMut(&[u8])) -> Result<(), Errno> {
-        let mut buffer = [0; QUEUE];
-        while events(self.master).input {
-            match read(self.master, &mut buffer)? {
-                0 => break,
-                len => part(&buffer[..len]),
-            }
-        }
-        Ok(())
+        take(self.master, part)
     }
 
     /// Lets stopped output go on, and says what had stopped it. The output queue is empty.
@@ -423,7 +430,7 @@ impl Pty {
             return Ok(Flow::Going);
         }
         let special = self.modes.special();
-        let mut quiet = self.modes.quiet(special);
+        let mut quiet = self.modes.quiet_but_for(special);
         quiet.flags[3] = 0;
         set_modes(self.master, &quiet)?;
         self.key(special[2])?;
@@ -437,29 +444,54 @@ impl Pty {
         wait_until(|| events(self.slave).output).map(|()| Flow::Call)
     }
 
-    /// Puts input in: `lines` are those that are complete, `rest` what comes behind them.
+    /// Puts back what was taken out, lets output stand still as it did, and sets the modes: the last step. `lines` are
+    /// those that were complete, `rest` what came behind them.
     ///
-    /// The queue is empty. The modes are others afterwards.
+    /// The queues are empty, and output goes on.
     ///
     /// # Errors
     ///
     /// TIMEDOUT: the terminal does not take it.
-    pub fn put_input<'a>(
+    pub fn put<'a>(
         &self,
         lines: impl Iterator<Item = &'a [u8]>,
         rest: &[u8],
+        output: &[u8],
+        flow: Flow,
+    ) -> Result<(), Errno> {
+        let output = self.put_output(output);
+        let input = self.put_input(lines, rest, flow);
+        let held = match flow {
+            Flow::Call => ioctl(self.slave, request::TCXONC, 0).map(drop), // TCOOFF
+            Flow::Key | Flow::Going => Ok(()),
+        };
+        set_modes(self.master, &self.modes)?;
+        output.and(input).and(held)
+    }
+
+    fn put_input<'a>(
+        &self,
+        lines: impl Iterator<Item = &'a [u8]>,
+        rest: &[u8],
+        flow: Flow,
     ) -> Result<(), Errno> {
         if !self.modes.canonical() {
-            // No character means anything.
-            set_modes(self.master, &self.modes.quiet([0; 4]))?;
-            self.feed(rest)?;
-            // What does not fit into the queue waits behind it.
-            let arrived = rest.len().min(QUEUE - 1);
-            return wait_until(|| crate::bytes_to_read(self.slave) == Ok(arrived));
+            // What came in has none of the keys that stop output and start it, or they mean nothing.
+            set_modes(self.master, &self.modes.quiet())?;
+            if flow == Flow::Key {
+                // Before anything is there that it would wait behind.
+                self.key(self.modes.character(bit::VSTOP))?;
+                wait_until(|| !events(self.slave).output)?;
+            }
+            return fill(self.master, self.slave, rest);
+        }
+        let mut lines = lines.peekable();
+        if lines.peek().is_none() && rest.is_empty() && flow != Flow::Key {
+            return Ok(());
         }
         let special = self.modes.special();
         let [eof, next, start, stop] = special;
-        set_modes(self.master, &self.modes.quiet(special))?;
+        set_modes(self.master, &self.modes.quiet_but_for(special))?;
         let literally = |bytes: &[u8]| bytes.iter().try_for_each(|&byte| self.feed(&[next, byte]));
         for line in lines {
             if self.modes.ends_line(line)
@@ -476,63 +508,16 @@ impl Pty {
         // Two keys that leave nothing behind, of which one sees that they have come, and all before them.
         self.key(stop)?;
         wait_until(|| !events(self.slave).output)?;
+        if flow == Flow::Key {
+            return Ok(());
+        }
         self.key(start)?;
         wait_until(|| events(self.slave).output)
     }
 
-    /// Puts output in, as it came out. It is not stopped.
-    ///
-    /// # Errors
-    ///
-    /// TIMEDOUT: the terminal does not take it.
-    pub fn put_output(&self, mut bytes: &[u8]) -> Result<(), Errno> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        set_modes(self.master, &self.modes.quiet([0; 4]))?;
-        // Behind the queue proper the kernel keeps buffers until there are 8 KiB of them, and then one more; a
-        // buffer holds twice its length (drivers/tty/tty_buffer.c). How much that is depends on how it was
-        // written: small buffers lose least to the one that was read in part, and the last one should be long.
-        let queue = bytes.len().min(QUEUE - 1);
-        let mut total = 0;
-        let waits = crate::fcntl(self.slave, F_GETFL, 0)? & crate::oflag::NONBLOCK == 0;
-        while !bytes.is_empty() {
-            let most = if total < SMALL_STEPS { 256 } else { bytes.len() };
-            let mut len = 0;
-            wait_until(|| {
-                if waits && !events(self.slave).output {
-                    return false;
-                }
-                len = written(self.slave, &bytes[..most.min(bytes.len())]).unwrap_or(0);
-                len != 0
-            })?;
-            bytes = &bytes[len..];
-            total += len;
-            let arrived = total.min(queue);
-            wait_until(|| crate::bytes_to_read(self.master) == Ok(arrived))?;
-        }
-        Ok(())
-    }
-
-    /// Stops output again, and sets the modes: the last step.
-    ///
-    /// # Errors
-    ///
-    /// Those of setting the modes.
-    pub fn finish(&self, flow: Flow) -> Result<(), Errno> {
-        let stopped = match flow {
-            Flow::Going => Ok(()),
-            Flow::Key => {
-                let special = self.modes.special();
-                // A queue that is full does not show that it stands still; then the key has the time that it takes.
-                set_modes(self.master, &self.modes.quiet(special))
-                    .and_then(|()| self.key(special[3]))
-                    .and_then(|()| wait_until(|| !events(self.slave).output))
-            }
-            Flow::Call => ioctl(self.slave, request::TCXONC, 0).map(drop), // TCOOFF
-        };
-        set_modes(self.master, &self.modes)?;
-        stopped
+    fn put_output(&self, bytes: &[u8]) -> Result<(), Errno> {
+        set_modes(self.master, &self.modes.quiet())?;
+        fill(self.slave, self.master, bytes)
     }
 
     fn key(&self, key: u8) -> Result<(), Errno> {
@@ -550,6 +535,73 @@ impl Pty {
         }
         Ok(())
     }
+}
+
+/// Puts as much in at one end as can have been there, to come out as it is at the other.
+///
+/// Behind the queue proper the kernel keeps buffers, each of which holds twice its length (drivers/tty/tty_buffer.c). It
+/// allocates them while those in use are less than 8 KiB, as poll tells. Small ones that were used once it keeps for
+/// later, and gives them out at any time: with enough of them, there is room for all that can have been there.
+fn fill(into: i32, out_of: i32, bytes: &[u8]) -> Result<(), Errno> {
+    let Some(used_once) = bytes.get(..SAFE) else {
+        return fill_by(into, out_of, bytes, |_| (SMALL, Room::AsPolled));
+    };
+    fill_by(into, out_of, used_once, |_| (SMALL, Room::AsPolled))?;
+    take(out_of, &mut |_| ())?;
+    fill_by(into, out_of, bytes, |total| match total {
+        ..FULL => (SMALL, Room::AsPolled),
+        FULL..IN_LONG_STEPS => (LONG, Room::AsPolled),
+        _ => (SMALL, Room::Kept),
+    })
+}
+
+/// Where the kernel gets a buffer from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    AsPolled,
+    Kept,
+}
+
+/// Puts in as much at a time as `step` says of how much is in already.
+fn fill_by(
+    into: i32,
+    out_of: i32,
+    mut bytes: &[u8],
+    step: impl Fn(usize) -> (usize, Room),
+) -> Result<(), Errno> {
+    let queue = bytes.len().min(FULL);
+    let mut total = 0;
+    while !bytes.is_empty() {
+        let (most, room) = step(total);
+        let most = most.min(if total < FULL { FULL - total } else { usize::MAX });
+        let mut len = 0;
+        wait_until(|| {
+            // The program's own master may wait in a write, and nobody reads.
+            if room == Room::AsPolled && !events(into).output {
+                return false;
+            }
+            len = written(into, &bytes[..most.min(bytes.len())]).unwrap_or(0);
+            len != 0
+        })?;
+        bytes = &bytes[len..];
+        total += len;
+        let arrived = total.min(queue);
+        wait_until(|| crate::bytes_to_read(out_of) == Ok(arrived))?;
+    }
+    Ok(())
+}
+
+/// Takes out all there is to read at one end, in parts.
+fn take(out_of: i32, part: &mut dyn FnMut(&[u8])) -> Result<(), Errno> {
+    let mut buffer = [0; QUEUE];
+    // What is under way comes in before it is seen that nothing is there.
+    while events(out_of).input {
+        match read(out_of, &mut buffer)? {
+            0 => break,
+            len => part(&buffer[..len]),
+        }
+    }
+    Ok(())
 }
 
 fn written(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
@@ -585,9 +637,7 @@ mod tests {
         pty.take_input(&mut part).expect("input is taken out");
         pty.take_output(&mut |bytes| output.extend_from_slice(bytes)).expect("output is");
         let flow = pty.start().expect("it goes on");
-        pty.put_input(lines.iter().map(Vec::as_slice), &rest).expect("input is put in");
-        pty.put_output(&output).expect("output is");
-        pty.finish(flow).expect("the modes are set");
+        pty.put(lines.iter().map(Vec::as_slice), &rest, &output, flow).expect("it is put in");
         assert_eq!(modes(pty.slave), Ok(pty.modes));
         (lines, rest, output, flow)
     }
@@ -618,6 +668,41 @@ mod tests {
         assert_eq!(write(pty.master, &keys), Ok(256));
         assert_eq!(through(&pty), (Vec::new(), keys.clone(), Vec::new(), Flow::Going));
         assert_eq!(through(&pty).1, keys);
+        close(&pty);
+    }
+
+    /// Filled and read by halves in steps of many lengths, so that the kernel's buffers are used as unevenly as they can
+    /// be; and every byte is there, also those that would stop output in other modes.
+    #[test]
+    fn a_terminal_that_is_full_time_and_again_loses_nothing_and_is_not_stopped() {
+        let mut pty = open();
+        pty.modes.flags = [0, 0, pty.modes.flags[2], 0];
+        set_modes(pty.master, &pty.modes).expect("raw");
+        let byte = |at: usize| at.wrapping_mul(2_654_435_761).to_le_bytes()[1];
+        let (mut written, mut was_read, mut state) = (0, 0, 12345u64);
+        let mut below = |end: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from((state >> 11) % end).expect("small")
+        };
+        for round in 0..150 {
+            for _ in 0..below(40) {
+                let len = if round % 2 == 0 { 2048 } else { 1 + below(2048) };
+                let bytes: Vec<u8> = (written..written + len).map(byte).collect();
+                written += super::written(pty.master, &bytes).expect("a terminal");
+                if below(4) == 0 {
+                    let mut buffer = [0; 700];
+                    let some = &mut buffer[..1 + below(700)];
+                    let len = read(pty.slave, some).unwrap_or(0);
+                    assert!(some[..len].iter().copied().eq((was_read..).take(len).map(byte)));
+                    was_read += len;
+                }
+            }
+            let (_, rest, _, flow) = through(&pty);
+            assert_eq!((rest.len(), flow), (written - was_read, Flow::Going), "round {round}");
+            assert!(rest.iter().copied().eq((was_read..).take(rest.len()).map(byte)), "{round}");
+        }
         close(&pty);
     }
 

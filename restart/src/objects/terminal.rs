@@ -233,15 +233,12 @@ fn fill(saved: &Master, master: RawFd) -> Result<Option<OwnedFd>, Errno> {
             line
         })
         .collect();
-    if !saved.input.is_empty() || !lines.is_empty() {
-        pty.put_input(lines.into_iter(), rest)?;
-    }
-    pty.put_output(&saved.output)?;
-    pty.finish(match saved.flow {
+    let flow = match saved.flow {
         flow::KEY => Flow::Key,
         flow::CALL => Flow::Call,
         _ => Flow::Going,
-    })?;
+    };
+    pty.put(lines.into_iter(), rest, &saved.output, flow)?;
     Ok(Some(kept))
 }
 

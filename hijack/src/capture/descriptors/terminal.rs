@@ -177,18 +177,13 @@ fn out_and_in(master: i32, slave: i32, saved: &mut Master) -> Result<(), Errno> 
     })();
     // Also when something has failed: what came out is to be there again.
     let (complete, rest) = split(saved);
-    let put = match (complete.is_empty(), rest.is_empty()) {
-        (true, true) => Ok(()),
-        _ => pty.put_input(complete.iter().copied(), rest),
-    };
-    let put = pty.put_output(&saved.output).and(put);
-    let finished = pty.finish(going);
+    let put = pty.put(complete.iter().copied(), rest, &saved.output, going);
     saved.flow = match going {
         Flow::Going => flow::GOING,
         Flow::Key => flow::KEY,
         Flow::Call => flow::CALL,
     };
-    taken.and(put).and(finished)
+    taken.and(put)
 }
 
 /// The lines that are complete, and what is behind them.
