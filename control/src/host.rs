@@ -42,6 +42,43 @@ const CHOSEN: [&str; 35] = [
     "xsavec",
 ];
 
+/// What there is of AVX-512 and AMX, also of processors that this one is not.
+const WIDE: [&str; 28] = [
+    "amx_avx512",
+    "amx_bf16",
+    "amx_complex",
+    "amx_fp16",
+    "amx_fp8",
+    "amx_int8",
+    "amx_movrs",
+    "amx_tf32",
+    "amx_tile",
+    "amx_transpose",
+    "avx512_4fmaps",
+    "avx512_4vnniw",
+    "avx512_bf16",
+    "avx512_bitalg",
+    "avx512_fp16",
+    "avx512_vbmi2",
+    "avx512_vnni",
+    "avx512_vp2intersect",
+    "avx512_vpopcntdq",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512er",
+    "avx512f",
+    "avx512ifma",
+    "avx512pf",
+    "avx512vbmi",
+    "avx512vl",
+];
+
+/// All features that programs may choose, of whichever processor.
+pub fn all_features() -> impl Iterator<Item = &'static str> {
+    CHOSEN.into_iter().chain(WIDE)
+}
+
 /// Name of this host.
 #[must_use]
 pub fn name() -> String {
@@ -132,7 +169,8 @@ pub fn without_tunables(mut features: Vec<String>, tunables: &str, bind_now: boo
         let left_out = off(&name)
             || no_xsave && (linker || wide)
             || bind_now && linker
-            || builds_on_avx512f && off("AVX512F");
+            || builds_on_avx512f && off("AVX512F")
+            || feature.starts_with("amx_") && off("AMX_TILE");
         // This bit alone chooses AVX for memcpy, whatever is said of AVX itself.
         let copies = feature == "avx" && !off("AVX_Fast_Unaligned_Load");
         copies || !left_out

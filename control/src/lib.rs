@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod baseline;
 pub mod client;
 pub mod codec;
 pub mod exit;
@@ -21,6 +22,7 @@ pub mod message;
 pub mod place;
 mod raw_path;
 
+pub use baseline::Baseline;
 pub use client::{Address, Client, ClientError};
 pub use link::JobLink;
 pub use manifest::Manifest;

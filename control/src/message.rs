@@ -552,6 +552,8 @@ pub struct Offer {
     pub kernel_features: Vec<String>,
     /// Features of the processor that programs may have chosen.
     pub cpu: Vec<String>,
+    /// All of its features that programs may choose.
+    pub cpu_here: Vec<String>,
     /// Effective user.
     pub uid: u32,
     /// Supplementary groups.

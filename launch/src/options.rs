@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
-use ulpm_control::{Address, place};
+use ulpm_control::{Address, Baseline, place};
 
 const AFTER: &str =
     "The exit status is that of PROGRAM, also when it was migrated and ended on another \
@@ -47,6 +47,12 @@ pub struct Options {
     /// Add the program to a job that runs
     #[arg(long, value_name = "JOB", conflicts_with_all = ["ckpt_dir", "interval", "keep"])]
     pub join: Option<String>,
+
+    /// Let the program use no more of the processor than this level has, so that it can move to older ones: by what
+    /// glibc, OpenBLAS, OpenSSL, MKL, oneDNN, PyTorch, Arrow, GnuTLS and NumPy heed in the environment. Programs that
+    /// ask the processor themselves, such as Java, node and libgmp, are not bound by it
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    pub cpu_baseline: Option<Baseline>,
 
     /// Signal that stops threads, where the program has no use for it
     #[arg(long, value_name = "SIG", default_value = "USR2", value_parser = parse_signal)]

@@ -91,8 +91,7 @@ pub fn run(options: &Options) -> Result<u8, LaunchError> {
         if options.verbose {
             eprintln!("ulpm_launch: already in the job of {}", table.display());
         }
-        let image =
-            image(&program, &options.command, None).map_err(os_error("prepare the program"))?;
+        let image = image(&program, options, None).map_err(os_error("prepare the program"))?;
         return Err(LaunchError::Execute { path: program.path, source: image.execute().into() });
     }
     let address = options.coordinator.clone().unwrap_or_default();
@@ -105,8 +104,7 @@ pub fn run(options: &Options) -> Result<u8, LaunchError> {
     if options.verbose {
         eprintln!("ulpm_launch: job {} ({})", opened.name, opened.job);
     }
-    let image = image(&program, &options.command, Some(&opened))
-        .map_err(os_error("prepare the program"))?;
+    let image = image(&program, options, Some(&opened)).map_err(os_error("prepare the program"))?;
 
     // The signals that come from here on are read one by one.
     let mask = SigSet::thread_get_mask().map_err(os_error("read the signal mask"))?;
@@ -168,7 +166,8 @@ fn open_job(options: &Options) -> Result<OpenJob, LaunchError> {
 }
 
 /// Puts together what execve(2) takes; with a job, our library goes along.
-fn image(program: &Program, command: &[OsString], job: Option<&JobOpened>) -> io::Result<Image> {
+fn image(program: &Program, options: &Options, job: Option<&JobOpened>) -> io::Result<Image> {
+    let command = &options.command;
     let c_string = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::from);
     let mut argv = Vec::new();
     let mut path = program.path.as_os_str();
@@ -183,7 +182,19 @@ fn image(program: &Program, command: &[OsString], job: Option<&JobOpened>) -> io
         argv.push(c_string(word.as_bytes())?);
     }
     let mut env = Vec::new();
+    let baseline =
+        options.cpu_baseline.map(|level| level.environment(|name| std::env::var_os(name)));
+    let baseline = baseline.unwrap_or_default();
+    for (name, value) in &baseline {
+        if options.verbose {
+            eprintln!("ulpm_launch: {name}={}", value.display());
+        }
+        env.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
+    }
     for (name, value) in std::env::vars_os() {
+        if baseline.iter().any(|(ours, _)| name == *ours) {
+            continue;
+        }
         if job.is_some() && (name == "LD_PRELOAD" || name == ENV_TABLE) {
             continue;
         }

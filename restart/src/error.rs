@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ulpm_control::manifest::ManifestError;
-use ulpm_control::{ClientError, exit, host};
+use ulpm_control::{Baseline, ClientError, exit, host};
 use ulpm_image::ImageError;
 
 /// Why a restart cannot go ahead.
@@ -30,8 +30,9 @@ pub enum RestartError {
     #[error("process {pid}: cannot open {}: bring the file here, or name its place with --map-path", path.display())]
     Open { pid: i32, path: PathBuf, source: io::Error },
     #[error(
-        "this processor lacks {}, which the job's libraries may have chosen: start the job with GLIBC_TUNABLES={}, or restart with --force",
+        "this processor lacks {}, which the job's libraries may have chosen: start the job with ulpm_launch --cpu-baseline {}, or with GLIBC_TUNABLES={}, or restart with --force",
         .0.join(", "),
+        Baseline::highest(&host::cpu().into_iter().collect()).name(),
         host::tunables_without(.0.iter().map(String::as_str))
     )]
     Cpu(Vec<String>),

@@ -11,7 +11,7 @@ use crate::guest::Running;
 use crate::{Lab, Result, ensure};
 
 /// Some four seconds on a machine that has nothing else to do.
-const BOOT: Duration = Duration::from_secs(100);
+const BOOT: Duration = Duration::from_secs(150);
 /// Room for what the machine hands back.
 const DISK: u64 = 256 << 20;
 
@@ -45,6 +45,22 @@ impl Lab {
     ///
     /// When there is no such kernel, or no qemu, or it does not end in time.
     pub fn boot(&self, processor: &str, files: &[&Path], script: &str) -> Result<Booted> {
+        self.boot_with(processor, files, script, None)
+    }
+
+    /// The same with a network: this machine is 10.0.2.2 there, and what listens at port 3490 there is reached at `port`
+    /// of the loopback here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::boot`].
+    pub fn boot_with(
+        &self,
+        processor: &str,
+        files: &[&Path],
+        script: &str,
+        port: Option<u16>,
+    ) -> Result<Booted> {
         let kernel = other_kernel()?;
         let dir = nix::unistd::mkdtemp(&self.dir.join("boot.XXXXXX"))?;
         let uid = nix::unistd::geteuid();
@@ -88,6 +104,10 @@ impl Lab {
             .arg(format!("file={},format=raw,if=virtio,readonly=on", input.display()))
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio", output.display()));
+        if let Some(port) = port {
+            qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:3490"));
+            qemu.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+        }
         println!("{qemu:?}");
         let mut running = Running::start(qemu, Stdio::null())
             .map_err(|error| format!("{error}: install qemu-system-x86"))?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::AccessFlags;
 use ulpm_control::message::{Finding, Needed, Offer, Outside, Verdict};
-use ulpm_control::{host, place};
+use ulpm_control::{Baseline, host, place};
 use ulpm_protocol::refused;
 
 use crate::barrier::Stranger;
@@ -69,7 +69,27 @@ fn processor(offer: &Offer) -> Finding {
     let have: BTreeSet<_> = host::cpu().into_iter().collect();
     let lacks: Vec<_> = offer.cpu.iter().filter(|cpu| !have.contains(*cpu)).cloned().collect();
     if lacks.is_empty() {
-        return ok("processor", "it has there all that the job's libraries may have chosen");
+        // What libraries were told to leave alone binds nobody who does not ask them.
+        let less = offer.cpu_here.iter().filter(|cpu| !have.contains(*cpu)).count();
+        if less == 0 {
+            return ok("processor", "it has all there that the processor here has");
+        }
+        let text = format!(
+            "it lacks {less} features of the processor here, which the job's libraries leave alone"
+        );
+        let own: Vec<_> = offer.programs.iter().filter(|path| asks_itself(path)).collect();
+        if own.is_empty() {
+            return ok(
+                "processor",
+                text + "; a program that asks the processor itself is not bound by that",
+            );
+        }
+        let text = format!("{text}; but {} may have chosen some by itself", list(&own));
+        return warning(
+            "processor",
+            text,
+            "move it to a processor that has all, or run it without",
+        );
     }
     let text = format!(
         "its processor lacks {}, which the job's libraries may have chosen",
@@ -79,8 +99,34 @@ fn processor(offer: &Offer) -> Finding {
         return warning("processor", text, "");
     }
     let tunables = host::tunables_without(lacks.iter().map(String::as_str));
-    let way_out = format!("start the job with GLIBC_TUNABLES={tunables}, or migrate with --force");
+    let level = Baseline::highest(&have).name();
+    let way_out = format!(
+        "start the job with ulpm_launch --cpu-baseline {level}, or with GLIBC_TUNABLES={tunables}, or migrate with \
+         --force"
+    );
     no("processor", text, &way_out)
+}
+
+/// Whether a program or library is known to ask the processor itself, whatever the environment says.
+fn asks_itself(path: &str) -> bool {
+    const KNOWN: [&str; 11] = [
+        "libLLVM",
+        "libavcodec",
+        "libblis",
+        "libgcrypt",
+        "libgmp",
+        "libjulia",
+        "libjvm",
+        "libluajit",
+        "libx264",
+        "libx265",
+        "node",
+    ];
+    let name = path.rsplit('/').next().unwrap_or_default();
+    KNOWN.iter().any(|known| {
+        name.strip_prefix(known)
+            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric()))
+    })
 }
 
 fn kernel(offer: &Offer) -> Finding {
@@ -241,7 +287,8 @@ fn disk(offer: &Offer) -> Finding {
         let Ok(stat) = nix::sys::statvfs::statvfs(above) else { continue };
         let have = stat.blocks_available() * stat.fragment_size();
         let (have_mib, need_mib) = (have >> 20, need >> 20);
-        if have >= need {
+        // A file system in memory may say nothing.
+        if have >= need || stat.blocks() == 0 {
             let text = format!(
                 "about {need_mib} MiB are needed in {}, and {have_mib} MiB are free there",
                 dir.display()
@@ -423,6 +470,13 @@ mod tests {
         let look = look_at(std::process::id().cast_signed(), &[], Path::new("/"));
         assert!(look.kernel.contains("IPv6"));
         drop(listener);
+    }
+
+    #[test]
+    fn libraries_are_known_by_their_names() {
+        assert!(asks_itself("/usr/bin/node") && asks_itself("/usr/lib/libgmp.so.10"));
+        assert!(asks_itself("/usr/lib/libLLVM-15.so.1"));
+        assert!(!asks_itself("/usr/bin/nodejs2") && !asks_itself("/usr/lib/libgmpxx.so.4"));
     }
 
     #[test]

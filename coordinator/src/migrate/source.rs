@@ -598,6 +598,7 @@ impl Job {
             kernel: host::kernel(),
             kernel_features: kernel.into_iter().map(str::to_owned).collect(),
             cpu: process::chosen_features(members.iter().map(|stat| stat.pid)),
+            cpu_here: host::cpu(),
             uid: nix::unistd::geteuid().as_raw(),
             groups: process::groups(members.iter().map(|stat| stat.pid)),
             name: self.meta.name.clone(),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ulpm_tests::{Booted, Guest, Lab, Program, Result, ensure, guest_path};
+use ulpm_tests::{Booted, DEADLINE, Guest, Lab, Program, Result, ensure, guest_path, until};
 
 const STEPS: u64 = 40;
 
@@ -103,6 +103,80 @@ fn comes_from_there(processor: &str, environment: &str) -> Result {
         let output = booted.text("stdout")? + &finished.stdout;
         ensure!(output == native, "not as natively:\n{output}{}", finished.stderr);
         Ok(())
+    })
+}
+
+/// A job that was launched for processors of that level moves to one, and back. One that was not is told what is in the
+/// way, before anything stands still.
+#[test]
+fn moves_to_an_older_processor_and_back_with_a_baseline() -> Result {
+    Lab::one_host(|lab| {
+        let native = natively(lab)?;
+        let host = &lab.hosts[0];
+        host.quit_coordinator()?;
+        lab.tool(0, "ulpm_coordinator", &["--init-cluster"])?.success()?;
+        host.start_coordinator()?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (there, here) = (format!("127.0.0.1:{port}"), host.address());
+        let (_, here) = here.rsplit_once(':').ok_or("no port")?;
+
+        let free = lab.launch(&clocks())?;
+        free.set_limit(6)?;
+        free.wait_step(1)?;
+        let program = clocks().option("--cpu-baseline=x86-64-v2");
+        let bound = lab.launch(&program)?;
+        bound.set_limit(6)?;
+        bound.wait_step(3)?;
+        let limit = bound.dir.with_extension("limit");
+        let script = format!(
+            "export ULPM_CLUSTER={cluster}\n\
+             ulpm_coordinator --listen 0.0.0.0 --daemon 2>/out/error\n\
+             until ulpm_command --status | grep -q 'job {job}'; do sleep 0.2; done\n\
+             echo 12 >{limit}\n\
+             until ulpm_command --output {job} | grep -q 'step 12 '; do sleep 0.2; done\n\
+             ulpm_command --output {job} >/out/stdout\n\
+             ulpm_command --migrate 10.0.2.2:{here} {job} 2>>/out/error || ulpm_command --kill\n\
+             while ulpm_command --status | grep -q 'moved to'; do sleep 0.2; done\n\
+             cat /tmp/*.d/coordinator.log >/out/log",
+            cluster = host.cluster().display(),
+            job = bound.name,
+            limit = limit.display(),
+        );
+        let files = [bound.dir.as_path(), free.dir.as_path(), &limit, &host.cluster()];
+        std::thread::scope(|scope| -> Result {
+            let booted = scope.spawn(|| {
+                let booted = lab.boot_with("Nehalem", &files, &script, Some(port));
+                booted.map_err(|error| error.to_string())
+            });
+            until("the other machine to answer", 6 * DEADLINE, || {
+                let asked = lab.tool(0, "ulpm_command", &["--check", &there, &bound.name])?;
+                ensure!(asked.code != 67, "{}{}", asked.stdout, asked.stderr);
+                Ok((asked.code == 0).then_some(()))
+            })?;
+            let refused = lab.tool(0, "ulpm_command", &["--check", &there, &free.name])?;
+            ensure!(refused.code == 67, "exit status {}", refused.code);
+            for word in ["avx2", "bmi2", "--cpu-baseline x86-64-v2"] {
+                ensure!(refused.stdout.contains(word), "no {word}: {}", refused.stdout);
+            }
+            lab.tool(0, "ulpm_command", &["--migrate", &there, &free.name])?.failure(&[
+                "lacks",
+                "avx2",
+                "--cpu-baseline x86-64-v2",
+                "goes on here",
+            ])?;
+            free.set_free()?;
+            ensure!(free.finish()?.expect_code(7)?.stdout == native, "not as natively");
+
+            lab.tool(0, "ulpm_command", &["--migrate", &there, &bound.name])?.success()?;
+            until("the job to come back", 6 * DEADLINE, || lab.job(0, &bound.name))?;
+            let back = lab.follow_output(0, &bound.name, &bound)?;
+            bound.set_free()?;
+            let finished = bound.finish()?.expect_code(7)?;
+            let booted = booted.join().map_err(|_| "the other machine's thread panicked")??;
+            let output = finished.stdout + &booted.text("stdout")? + &back.finish()?.stdout;
+            ensure!(output == native, "not as natively:\n{output}{}", booted.text("error")?);
+            Ok(())
+        })
     })
 }
 
