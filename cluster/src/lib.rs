@@ -323,16 +323,31 @@ pub fn role(certificate: &CertificateDer<'_>) -> Option<Role> {
 /// Says what TLS errors mean here that say little by themselves.
 #[must_use]
 pub fn explained(error: io::Error) -> io::Error {
-    use rustls::Error::{InvalidCertificate, InvalidMessage};
+    use rustls::AlertDescription as Alert;
+    use rustls::CertificateError as Certificate;
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let text = match inner {
         Some(InvalidMessage(_)) => "it shows no certificate: it is in no cluster",
-        Some(InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-            "it is of another cluster"
+        Some(InvalidCertificate(Certificate::UnknownIssuer)) => "it is of another cluster",
+        Some(InvalidCertificate(Certificate::Revoked)) => {
+            "its certificate was revoked: it was shown out of the cluster"
+        }
+        Some(InvalidCertificate(Certificate::ExpiredContext { .. } | Certificate::Expired)) => {
+            "its certificate has expired: look at the clocks of both hosts, or let it join again"
+        }
+        Some(AlertReceived(Alert::UnknownCA)) => {
+            "it is of another cluster, and does not know this host"
+        }
+        Some(AlertReceived(Alert::CertificateRevoked)) => {
+            "this host's certificate was revoked: it was shown out of the cluster"
+        }
+        Some(AlertReceived(Alert::CertificateExpired)) => {
+            "the invitation, or this host's certificate, has expired: ask for another with ulpm_coordinator --invite"
         }
         _ => return error,
     };
-    io::Error::new(error.kind(), text)
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

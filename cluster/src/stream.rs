@@ -3,15 +3,19 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::{ClientConfig, ClientConnection, ServerConnection, StreamOwned};
 
-/// A TCP connection, with TLS or without.
+/// A connection to another coordinator.
 #[derive(Debug)]
 pub enum Stream {
     /// Within a host.
     Plain(TcpStream),
+    /// To an ssh, or from one.
+    Unix(UnixStream),
     /// One that was made here.
     Client(Box<StreamOwned<ClientConnection, TcpStream>>),
     /// One that has come.
@@ -35,20 +39,29 @@ impl Stream {
         Ok(Self::Client(Box::new(stream)))
     }
 
-    /// The connection underneath.
-    #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
+    /// Limits how long reading waits; `None` is for ever.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Client(stream) => &stream.sock,
-            Self::Server(stream) => &stream.sock,
+            Self::Plain(tcp) => tcp.set_read_timeout(timeout),
+            Self::Unix(unix) => unix.set_read_timeout(timeout),
+            Self::Client(stream) => stream.sock.set_read_timeout(timeout),
+            Self::Server(stream) => stream.sock.set_read_timeout(timeout),
         }
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tcp().as_fd()
+        match self {
+            Self::Plain(tcp) => tcp.as_fd(),
+            Self::Unix(unix) => unix.as_fd(),
+            Self::Client(stream) => stream.sock.as_fd(),
+            Self::Server(stream) => stream.sock.as_fd(),
+        }
     }
 }
 
@@ -56,13 +69,15 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = match self {
             Self::Plain(tcp) => tcp.read(buffer),
+            Self::Unix(unix) => unix.read(buffer),
             Self::Client(stream) => stream.read(buffer),
             Self::Server(stream) => stream.read(buffer),
         };
         // What we send says itself where it ends, so that an end without TLS's farewell is one like any other.
         match read {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
-            other => other,
+            Err(error) => Err(crate::explained(error)),
+            Ok(len) => Ok(len),
         }
     }
 }
@@ -71,6 +86,7 @@ impl Write for Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.write(buffer),
+            Self::Unix(unix) => unix.write(buffer),
             Self::Client(stream) => stream.write(buffer),
             Self::Server(stream) => stream.write(buffer),
         }
@@ -79,6 +95,7 @@ impl Write for Stream {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(tcp) => tcp.flush(),
+            Self::Unix(unix) => unix.flush(),
             Self::Client(stream) => stream.flush(),
             Self::Server(stream) => stream.flush(),
         }

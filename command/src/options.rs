@@ -42,12 +42,13 @@ pub struct Options {
     #[arg(long)]
     pub checkpoint: bool,
 
-    /// Move the jobs to the coordinator of another host, and go on there
-    #[arg(long, value_name = "HOST[:PORT]")]
+    /// Move the jobs to the coordinator of another host, and go on there. HOST[:PORT] is of the cluster;
+    /// ssh://[USER@]HOST[:PORT][/SOCKET] is reached by your own ssh, which starts a coordinator there if there is none
+    #[arg(long, value_name = "HOST")]
     pub migrate: Option<String>,
 
     /// Say whether the jobs could move there, and what is in the way; nothing is stopped. --migrate looks first, too
-    #[arg(long, value_name = "HOST[:PORT]")]
+    #[arg(long, value_name = "HOST")]
     pub check: Option<String>,
 
     /// End the jobs, as by SIGKILL; with --checkpoint: as soon as they are saved, without their going on
@@ -98,6 +99,11 @@ pub struct Options {
     #[arg(long, value_name = "HOW", value_enum)]
     pub outside_sockets: Option<Outside>,
 
+    /// With --migrate or --check and ssh://: ulpm_coordinator on that host, or its directory [default: what is in the
+    /// PATH that ssh gives, or where it is here]
+    #[arg(long, value_name = "PATH")]
+    pub remote_path: Option<String>,
+
     /// With --output: go on until the job has ended
     #[arg(long)]
     pub follow: bool,
@@ -135,6 +141,11 @@ impl Options {
                 "--outside-sockets",
                 "--migrate, --check, or --checkpoint --kill,",
             ),
+            (
+                self.remote_path.is_some() && self.ssh_target().is_none(),
+                "--remote-path",
+                "--migrate ssh:// or --check ssh://",
+            ),
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
         ];
@@ -142,6 +153,13 @@ impl Options {
             Some((_, option, with)) => Err(format!("{option} goes with {with} only")),
             None => Ok(()),
         }
+    }
+
+    /// The target, if ssh leads to it.
+    #[must_use]
+    pub fn ssh_target(&self) -> Option<&str> {
+        let target = self.migrate.as_deref().or(self.check.as_deref());
+        target.filter(|target| target.starts_with("ssh://"))
     }
 
     /// The coordinator that is meant.
@@ -201,6 +219,8 @@ mod tests {
             let options = parse(&[with, &["--outside-sockets", "repair"][..]].concat()).unwrap();
             options.check().unwrap();
         }
+        parse(&["--migrate", "b", "--remote-path", "/x"]).unwrap().check().unwrap_err();
+        parse(&["--migrate", "ssh://b", "--remote-path", "/x"]).unwrap().check().unwrap();
         let options = parse(&["--migrate", "b", "--files", "ship"]).unwrap();
         options.check().unwrap();
         assert_eq!(options.files, Some(Files::Ship));

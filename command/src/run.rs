@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use ulpm_control::client::ClientError;
-use ulpm_control::message::{Checked, Checkpointed, Finding, Migrated, Outside, Status, Verdict};
+use ulpm_control::message::{
+    Checked, Checkpointed, Finding, Migrated, Outside, Ssh, Status, Verdict,
+};
 use ulpm_control::{Client, Reply, Request, exit};
 
 use crate::inspect::{self, InspectError};
@@ -27,6 +29,11 @@ pub enum CommandError {
     /// Standard output is closed.
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
+    /// No ssh.
+    #[error(
+        "there is no ssh in your PATH: install it (openssh-client), or let both hosts be of a cluster"
+    )]
+    NoSsh,
     /// What was checked cannot be.
     #[error("{0}")]
     Unfit(String, u8),
@@ -43,6 +50,7 @@ impl CommandError {
             Self::Usage(_) => exit::USAGE,
             Self::Client(error) => error.exit_code(),
             Self::Inspect(error) => error.exit_code(),
+            Self::NoSsh => exit::UNAVAILABLE,
             Self::Unfit(_, code) => *code,
             Self::Output(_) => exit::IO,
             Self::Json(_) => exit::SOFTWARE,
@@ -101,6 +109,7 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             force: options.force,
             files: options.files.unwrap_or_default(),
             outside: options.outside_sockets.unwrap_or_default(),
+            ssh: ssh(options)?,
         };
         let Reply::Migrated(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());
@@ -119,6 +128,7 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             force: options.force,
             files: options.files.unwrap_or_default(),
             outside: options.outside_sockets.unwrap_or_default(),
+            ssh: ssh(options)?,
         };
         let Reply::Checked(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());
@@ -153,6 +163,19 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             _ => return Err(unexpected()),
         }
     }
+}
+
+/// How the user calls ssh. The coordinator may have been started with another environment.
+fn ssh(options: &Options) -> Result<Ssh, CommandError> {
+    if options.ssh_target().is_none() {
+        return Ok(Ssh::default());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("ssh")).find(|path| path.is_file());
+    let program = found.ok_or(CommandError::NoSsh)?;
+    let program = std::path::absolute(program)?.to_string_lossy().into_owned();
+    let agent = std::env::var("SSH_AUTH_SOCK").ok();
+    Ok(Ssh { program, agent, remote_path: options.remote_path.clone() })
 }
 
 fn unexpected() -> CommandError {

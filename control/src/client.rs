@@ -276,6 +276,15 @@ impl Client {
         }
     }
 
+    /// The connection itself, to a coordinator on this host; `None` to others.
+    #[must_use]
+    pub fn into_unix(self) -> Option<UnixStream> {
+        match self.stream {
+            Stream::Unix(stream) => Some(stream),
+            Stream::Tcp(_) => None,
+        }
+    }
+
     /// Sends a request.
     ///
     /// # Errors
@@ -316,7 +325,7 @@ impl Client {
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ClientError> {
         let done = match &self.stream {
             Stream::Unix(stream) => stream.set_read_timeout(timeout),
-            Stream::Tcp(stream) => stream.tcp().set_read_timeout(timeout),
+            Stream::Tcp(stream) => stream.set_read_timeout(timeout),
         };
         done.map_err(|error| CodecError::Io(error).into())
     }
@@ -340,7 +349,7 @@ fn connect_tcp(address: &str, tls: Option<Tls>) -> io::Result<ulpm_cluster::Stre
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
                 let stream = ulpm_cluster::Stream::connect(stream, tls)?;
-                stream.tcp().set_read_timeout(None)?;
+                stream.set_read_timeout(None)?;
                 return Ok(stream);
             }
             Err(error) => last = error,

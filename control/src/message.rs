@@ -158,7 +158,7 @@ pub enum Request {
     },
     /// [`Reply::Progress`], then [`Reply::Migrated`].
     Migrate {
-        /// `HOST[:PORT]` of the other coordinator.
+        /// `HOST[:PORT]` of the other coordinator, or `ssh://[USER@]HOST[:PORT][/SOCKET]`.
         target: String,
         /// Names or ids; none: the only one.
         jobs: Vec<String>,
@@ -170,6 +170,8 @@ pub enum Request {
         files: Files,
         /// What becomes of sockets that are connected to programs outside the job.
         outside: Outside,
+        /// How `ssh://` targets are reached.
+        ssh: Ssh,
     },
     /// Sets or ends periodic checkpoints. [`Reply::Done`].
     Interval {
@@ -191,12 +193,11 @@ pub enum Request {
     Quit,
     /// From a coordinator that wants to move a job here. From here on, both sides send [`PeerMessage`].
     Offer(Box<Offer>),
-    /// The connection's rest is one image: chunks of a `u32` length and as many bytes; 0 ends it.
-    Image {
+    /// The connection's rest is images: chunks of the process's virtual id (`i32`), a `u32` length, and as many bytes. A
+    /// length of 0 ends an image, which is answered by the byte 1 when all of it is there.
+    Images {
         /// From [`PeerMessage::Accept`].
         token: String,
-        /// Virtual id of the process.
-        virt: i32,
     },
     /// From the coordinator that a job came from: [`Reply::Finished`] when the job has ended.
     Follow {
@@ -222,6 +223,8 @@ pub enum Request {
         files: Files,
         /// What becomes of sockets that are connected to programs outside the job.
         outside: Outside,
+        /// How `ssh://` targets are reached.
+        ssh: Ssh,
     },
     /// From another coordinator: whether it would be told [`PeerMessage::Accept`]. [`Reply::Found`].
     CheckOffer(Box<Offer>),
@@ -420,6 +423,17 @@ pub struct Job {
     pub has_output: bool,
     /// Its processes.
     pub processes: Vec<Process>,
+}
+
+/// What belongs to the user who asks, when a coordinator calls ssh.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ssh {
+    /// The program.
+    pub program: String,
+    /// Socket of the agent that has the keys (SSH_AUTH_SOCK).
+    pub agent: Option<String>,
+    /// `ulpm_coordinator` on the other host, or its directory.
+    pub remote_path: Option<String>,
 }
 
 /// A job that was moved.

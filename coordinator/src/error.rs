@@ -87,6 +87,26 @@ pub enum JobError {
         /// Why.
         source: io::Error,
     },
+    /// The target answers, and does not know us, or we do not know it.
+    #[error(
+        "the coordinator at {target} and this host are not of one cluster: see --invite and --join-cluster of ulpm_coordinator"
+    )]
+    NotOurs {
+        /// Where.
+        target: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The target is not reached by ssh.
+    #[error("{target} is not reached")]
+    Ssh {
+        /// Where.
+        target: String,
+        /// Exit code for the tool.
+        code: u8,
+        /// Why.
+        source: Remote,
+    },
     /// The connection to the target is of no use.
     #[error(
         "the coordinator at {target} does not go on with the migration, so job {name} goes on here"
@@ -233,6 +253,15 @@ impl JobError {
                 exit::TEMPORARY
             }
             Self::NoTarget { .. } => exit::NO_HOST,
+            Self::Ssh { code, .. } => *code,
+            Self::NotOurs { .. } | Self::TargetLost { source: CodecError::Cluster, .. } => {
+                exit::NO_PERMISSION
+            }
+            Self::TargetLost { source: CodecError::Io(error), .. }
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                exit::NO_PERMISSION
+            }
             Self::TargetLost {
                 source: CodecError::Version { .. } | CodecError::NotAFrame(_),
                 ..

@@ -421,7 +421,7 @@ impl Job {
                 self.end_if_empty();
             }
             Event::Command(Command::Migrate { target, manner, progress, answer }) => {
-                let done = self.migrate(&target, manner, &progress).await;
+                let done = self.migrate(&target, &manner, &progress).await;
                 let _ = answer.send(done);
                 if self.moved {
                     self.over = true;
@@ -430,7 +430,7 @@ impl Job {
                 }
             }
             Event::Command(Command::Check { target, manner, progress, answer }) => {
-                let _ = answer.send(self.check_move(&target, manner).await);
+                let _ = answer.send(self.check_move(&target, &manner).await);
                 drop(progress);
             }
             other => {

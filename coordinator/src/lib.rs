@@ -26,6 +26,7 @@ pub mod options;
 mod process;
 pub mod run;
 pub mod server;
+mod ssh;
 pub mod state;
 #[cfg(test)]
 mod test_dir;

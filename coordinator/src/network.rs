@@ -11,20 +11,33 @@ use std::time::{Duration, SystemTime};
 
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use ulpm_cluster::{Cluster, ClusterError, Role};
+use ulpm_control::message::Ssh;
 use ulpm_control::place;
 
 use crate::server::keep_alive;
+use crate::ssh::{self, SshError};
 
 /// How long a connection to another host may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same by ssh, which may have to start a coordinator there.
+const SSH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long whoever connects may take to show a certificate.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// So many may be about to show one; further ones are turned away.
 const STRANGERS: usize = 256;
+
+/// Why there is no connection to another coordinator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+}
 
 /// Who has connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +55,8 @@ pub(crate) enum Caller {
 #[derive(Debug)]
 pub(crate) enum Link {
     Plain(TcpStream),
+    /// To an ssh, or from one.
+    Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -55,6 +70,11 @@ impl Link {
         };
         Ok(match self {
             Self::Plain(tcp) => ulpm_cluster::Stream::Plain(blocking(tcp)?),
+            Self::Unix(unix) => {
+                let unix = unix.into_std()?;
+                unix.set_nonblocking(false)?;
+                ulpm_cluster::Stream::Unix(unix)
+            }
             Self::Tls(tls) => match *tls {
                 TlsStream::Client(stream) => {
                     let (tcp, connection) = stream.into_inner();
@@ -79,11 +99,13 @@ impl AsyncRead for Link {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
+            Self::Unix(unix) => Pin::new(unix).poll_read(context, buffer),
             // A frame says itself where it ends, so that an end without TLS's farewell is one like any other.
             Self::Tls(tls) => match Pin::new(tls).poll_read(context, buffer) {
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     Poll::Ready(Ok(()))
                 }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(ulpm_cluster::explained(error))),
                 other => other,
             },
         }
@@ -98,6 +120,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(context, buffer),
+            Self::Unix(unix) => Pin::new(unix).poll_write(context, buffer),
             Self::Tls(tls) => Pin::new(tls).poll_write(context, buffer),
         }
     }
@@ -105,6 +128,7 @@ impl AsyncWrite for Link {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(context),
+            Self::Unix(unix) => Pin::new(unix).poll_flush(context),
             Self::Tls(tls) => Pin::new(tls).poll_flush(context),
         }
     }
@@ -112,6 +136,7 @@ impl AsyncWrite for Link {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(context),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(context),
         }
     }
@@ -202,8 +227,18 @@ impl Network {
         self.cluster().ok()??.revoked().map(<[u8]>::to_vec)
     }
 
+    /// Connects to another coordinator.
+    pub(crate) async fn connect(&self, target: &str, by: &Ssh) -> Result<Link, ConnectError> {
+        if target.starts_with(ssh::SCHEME) {
+            let connecting = tokio::time::timeout(SSH_TIMEOUT, ssh::connect(target, by));
+            let late = |_| ConnectError::Io(io::ErrorKind::TimedOut.into());
+            return Ok(Link::Unix(connecting.await.map_err(late)??));
+        }
+        Ok(self.connect_tcp(target).await?.0)
+    }
+
     /// Connects to `HOST[:PORT]`; also gives the address that was found.
-    pub(crate) async fn connect(&self, target: &str) -> io::Result<(Link, SocketAddr)> {
+    pub(crate) async fn connect_tcp(&self, target: &str) -> io::Result<(Link, SocketAddr)> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let connecting = async {
             let tcp = TcpStream::connect(with_port(target)).await?;
@@ -282,6 +317,9 @@ fn end(text: &str) -> Option<SocketAddr> {
 
 /// Adds the default port where there is none.
 pub(crate) fn with_port(target: &str) -> String {
+    if target.starts_with(ssh::SCHEME) {
+        return target.into();
+    }
     let has_port = match target.rsplit_once(':') {
         // An address of version 6 without brackets has no port.
         Some((host, port)) => {
@@ -306,6 +344,7 @@ mod tests {
     fn a_port_is_added_where_there_is_none() {
         assert_eq!(with_port("b"), "b:3490");
         assert_eq!(with_port("b:1"), "b:1");
+        assert_eq!(with_port("ssh://b"), "ssh://b");
         assert_eq!(with_port("10.0.0.2"), "10.0.0.2:3490");
         assert_eq!(with_port("::1"), "[::1]:3490");
         assert_eq!(with_port("[::1]"), "[::1]:3490");

@@ -81,6 +81,11 @@ pub struct Options {
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
+    /// What ssh runs at its other end for another host's `ulpm_command --migrate ssh://…`: pass on what comes at standard
+    /// input to the coordinator, which is started if there is none, and back
+    #[arg(long, group = "membership", hide = true)]
+    pub relay: bool,
+
     /// The background half of --daemon
     #[arg(long, hide = true)]
     pub detached: bool,

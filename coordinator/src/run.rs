@@ -9,11 +9,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ulpm_control::{exit, place};
+use ulpm_control::{ClientError, exit, place};
 
 use crate::membership::{self, MembershipError};
 use crate::options::Options;
 use crate::server::{self, Shared};
+use crate::ssh;
 use crate::state::{StateDir, StateError};
 
 /// Why there is no coordinator.
@@ -59,6 +60,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// Nobody to pass anything on to.
+    #[error(transparent)]
+    Relay(ClientError),
     /// The background half ended.
     #[error("the coordinator ended before it was ready")]
     Daemon(u8),
@@ -75,6 +79,7 @@ impl RunError {
             Self::Listen { .. } => exit::UNAVAILABLE,
             Self::Membership(error) | Self::NoCluster { source: error, .. } => error.exit_code(),
             Self::Io { .. } => exit::OS,
+            Self::Relay(error) => error.exit_code(),
             Self::Daemon(code) => *code,
         }
     }
@@ -90,6 +95,9 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> RunError {
 ///
 /// [`RunError`]
 pub fn run(options: &Options) -> Result<(), RunError> {
+    if options.relay {
+        return ssh::relay(&options.socket()).map_err(RunError::Relay);
+    }
     if let Some(said) = membership::act(options)? {
         println!("{said}");
         return Ok(());

@@ -30,7 +30,7 @@ use crate::limits::{Limits, Usage};
 use crate::manager::Manager;
 use crate::membership;
 use crate::migrate::{self, Hold, Incoming, Manner};
-use crate::network::{self, Caller, Network};
+use crate::network::{self, Caller, Link, Network};
 use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
 use crate::wire;
 
@@ -748,10 +748,19 @@ async fn serve_unix(shared: Arc<Shared>, mut stream: UnixStream) {
         return;
     }
     if first == codec::MAGIC {
-        let (mut reader, mut writer) = stream.into_split();
-        match wire::read_after(&mut reader, first).await {
-            Ok(request) => serve_tool(&shared, &mut reader, &mut writer, request).await,
-            Err(error) => refuse_frame(&mut writer, &error).await,
+        match wire::read_after(&mut stream, first).await {
+            // From another host, by the user's ssh.
+            Ok(Request::Offer(offer)) => {
+                migrate::receive(&shared, Link::Unix(stream), *offer).await;
+            }
+            Ok(Request::Images { token }) => {
+                migrate::receive_images_of(&shared, &token, Link::Unix(stream)).await;
+            }
+            Ok(request) => {
+                let (mut reader, mut writer) = stream.into_split();
+                serve_tool(&shared, &mut reader, &mut writer, request).await;
+            }
+            Err(error) => refuse_frame(&mut stream, &error).await,
         }
     } else {
         serve_manager(&shared, Manager::new(stream), first).await;
@@ -790,9 +799,7 @@ async fn serve_tcp(shared: Arc<Shared>, stream: TcpStream, leave: OwnedSemaphore
     }
     match request {
         Request::Offer(offer) => migrate::receive(&shared, link, *offer).await,
-        Request::Image { token, virt } => {
-            migrate::receive_image_of(&shared, &token, virt, link).await;
-        }
+        Request::Images { token } => migrate::receive_images_of(&shared, &token, link).await,
         Request::Join { name, request } => {
             let reply = match membership::admit(&shared.network, &caller, &name, &request) {
                 Ok(reply) => reply,
@@ -828,7 +835,7 @@ fn may_ask(shared: &Shared, caller: &Caller, request: &Request) -> Result<(), Re
             ))),
         },
         // Whoever has the token has been let in before.
-        (Caller::Local { .. }, Request::Image { .. }) => Ok(()),
+        (Caller::Local { .. }, Request::Images { .. }) => Ok(()),
         (Caller::Local { ends }, _) => {
             let me = nix::unistd::geteuid().as_raw();
             match network::owner(*ends) {
@@ -984,11 +991,11 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
-        Request::Migrate { target, jobs, keep_images, force, files, outside } => {
-            let manner = Manner { keep_images, force, files, outside };
+        Request::Migrate { target, jobs, keep_images, force, files, outside, ssh } => {
+            let manner = Manner { ssh, keep_images, force, files, outside };
             let command = |progress, answer| Command::Migrate {
                 target: target.clone(),
-                manner,
+                manner: manner.clone(),
                 progress,
                 answer,
             };
@@ -997,11 +1004,11 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
-        Request::Check { target, jobs, force, files, outside } => {
-            let manner = Manner { keep_images: false, force, files, outside };
+        Request::Check { target, jobs, force, files, outside, ssh } => {
+            let manner = Manner { ssh, keep_images: false, force, files, outside };
             let command = |progress, answer| Command::Check {
                 target: target.clone(),
-                manner,
+                manner: manner.clone(),
                 progress,
                 answer,
             };
@@ -1049,10 +1056,12 @@ async fn answer(
                 chain: vec!["no job has come here by that hand-over".into()],
             }),
         },
-        Request::Offer(_) | Request::Image { .. } | Request::Join { .. } => Reply::Error(Refusal {
-            code: exit::PROTOCOL,
-            chain: vec!["jobs come over TCP only".into()],
-        }),
+        Request::Offer(_) | Request::Images { .. } | Request::Join { .. } => {
+            Reply::Error(Refusal {
+                code: exit::PROTOCOL,
+                chain: vec!["jobs come over connections of their own".into()],
+            })
+        }
     };
     wire::write(writer, &reply).await
 }

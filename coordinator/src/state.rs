@@ -22,7 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ulpm_control::JobId;
-use ulpm_control::message::{Files, Outside, Policy};
+use ulpm_control::message::{Files, Outside, Policy, Ssh};
 
 /// Why a coordinator cannot have its state directory.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,9 @@ pub struct MovedRecord {
     pub name: String,
     /// `HOST:PORT` of the coordinator that has it.
     pub target: String,
+    /// How it is reached, if by ssh.
+    #[serde(default)]
+    pub ssh: Ssh,
     /// Names the hand-over there.
     pub token: String,
     /// Where the image lay on the target when it was decided.

@@ -24,7 +24,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use ulpm_control::manifest::ProcessEntry;
 use ulpm_control::message::{
     Checkpointed, Files, JobOpened, Migrated, Offer, OpenJob, Outside, PeerMessage, Policy,
-    Restart, Status, Stream,
+    Restart, Ssh, Status, Stream,
 };
 use ulpm_control::{Address, Client, JobId, Manifest, Reply, Request, codec, exit};
 use ulpm_protocol::manager::{
@@ -58,11 +58,16 @@ impl Lab {
 
     /// Starts a coordinator; returns its socket, and where it listens.
     fn coordinator(&self, name: &str) -> (Address, String) {
+        self.coordinator_with(name, &[])
+    }
+
+    fn coordinator_with(&self, name: &str, options: &[&str]) -> (Address, String) {
         let socket = self.dir.join(name);
         let mut child = Command::new(env!("CARGO_BIN_EXE_ulpm_coordinator"))
             .arg("--socket")
             .arg(&socket)
             .args(["--listen", "127.0.0.1:0", "--freeze-timeout", "1"])
+            .args(options)
             .env("ULPM_LIBDIR", self.dir.join("lib"))
             .stdout(Stdio::piped())
             .stderr(if std::env::var_os("FAKE_LOG").is_some() {
@@ -363,6 +368,7 @@ fn migrate(address: &Address, target: &str) -> Result<Migrated, ulpm_control::Cl
         force: false,
         files: Files::Continue,
         outside: Outside::Reset,
+        ssh: Ssh::default(),
     })?;
     loop {
         match client.receive()? {
@@ -696,17 +702,16 @@ fn a_job_is_killed_when_asked() {
     assert_eq!(error.exit_code(), exit::NO_INPUT);
 }
 
-/// The source's end of a hand-over, by hand, up to `Prepared`.
-fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
-    let mut peer = TcpStream::connect(target).unwrap();
-    let offer = Offer {
+/// A job that is offered, by hand.
+fn offer(lab: &Lab, cpu: Vec<String>) -> Offer {
+    Offer {
         version: "test".into(),
         host: "elsewhere".into(),
         format: ulpm_image::FORMAT_VERSION,
         arch: "x86_64".into(),
         kernel: String::new(),
         kernel_features: Vec::new(),
-        cpu: Vec::new(),
+        cpu,
         cpu_here: Vec::new(),
         uid: nix::unistd::geteuid().as_raw(),
         groups: Vec::new(),
@@ -723,15 +728,23 @@ fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
         files: Files::Continue,
         outside: Outside::Reset,
         revoked: None,
-    };
+    }
+}
+
+/// The source's end of a hand-over, by hand, up to `Prepared`.
+fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
+    let mut peer = TcpStream::connect(target).unwrap();
+    let offer = offer(lab, Vec::new());
     codec::write(&mut peer, &Request::Offer(Box::new(offer))).unwrap();
     let token = match codec::read(&mut peer).unwrap() {
         PeerMessage::Accept { token, .. } => token,
         other => panic!("{other:?}"),
     };
     let mut image = TcpStream::connect(target).unwrap();
-    codec::write(&mut image, &Request::Image { token, virt }).unwrap();
-    image.write_all(b"\x03\0\0\0abc\0\0\0\0").unwrap();
+    codec::write(&mut image, &Request::Images { token }).unwrap();
+    for chunk in [&b"\x03\0\0\0abc"[..], b"\0\0\0\0"] {
+        image.write_all(&[&virt.to_le_bytes(), chunk].concat()).unwrap();
+    }
     image.read_exact(&mut [0]).unwrap();
     let manifest = Manifest {
         format: ulpm_control::manifest::FORMAT,
@@ -827,31 +840,7 @@ fn an_image_that_is_cut_off_is_not_taken() {
     let lab = Lab::new();
     let (address, listen) = lab.coordinator("b");
     let mut peer = TcpStream::connect(&listen).unwrap();
-    let offer = Offer {
-        version: "test".into(),
-        host: "elsewhere".into(),
-        format: ulpm_image::FORMAT_VERSION,
-        arch: "x86_64".into(),
-        kernel: String::new(),
-        kernel_features: Vec::new(),
-        cpu: vec!["no_such_feature".into()],
-        cpu_here: Vec::new(),
-        uid: nix::unistd::geteuid().as_raw(),
-        groups: Vec::new(),
-        name: "x-1".into(),
-        policy: lab.policy(),
-        processes: 1,
-        bytes: 0,
-        threads: 1,
-        descriptors: 3,
-        paths: Vec::new(),
-        programs: Vec::new(),
-        keep_images: false,
-        force: false,
-        files: Files::Continue,
-        outside: Outside::Reset,
-        revoked: None,
-    };
+    let offer = offer(&lab, vec!["no_such_feature".into()]);
     codec::write(&mut peer, &Request::Offer(Box::new(offer.clone()))).unwrap();
     let answer: PeerMessage = codec::read(&mut peer).unwrap();
     let lacks = |answer: &PeerMessage| match answer {
@@ -866,11 +855,36 @@ fn an_image_that_is_cut_off_is_not_taken() {
         panic!("refused")
     };
     let mut image = TcpStream::connect(&listen).unwrap();
-    codec::write(&mut image, &Request::Image { token, virt: 5 }).unwrap();
-    image.write_all(b"\x03\0\0\0ab").unwrap();
+    codec::write(&mut image, &Request::Images { token }).unwrap();
+    image.write_all(b"\x05\0\0\0\x03\0\0\0ab").unwrap();
     drop(image);
     let answer: PeerMessage = codec::read(&mut peer).unwrap();
     assert!(matches!(answer, PeerMessage::Refuse { image: None, .. }), "{answer:?}");
+    assert_eq!(lab.files("x-1"), [""; 0]);
+    assert!(status(&address).jobs.is_empty());
+}
+
+/// A source that offers little and sends much is stopped where the owner's limit is.
+#[test]
+fn more_than_the_owner_gives_is_not_taken() {
+    let lab = Lab::new();
+    let (address, listen) = lab.coordinator_with("b", &["--max-disk", "1M"]);
+    let mut peer = TcpStream::connect(&listen).unwrap();
+    let offer = offer(&lab, Vec::new());
+    codec::write(&mut peer, &Request::Offer(Box::new(offer))).unwrap();
+    let PeerMessage::Accept { token, .. } = codec::read(&mut peer).unwrap() else {
+        panic!("refused")
+    };
+    let mut image = TcpStream::connect(&listen).unwrap();
+    codec::write(&mut image, &Request::Images { token }).unwrap();
+    let chunk =
+        [&5_i32.to_le_bytes()[..], &(1_u32 << 18).to_le_bytes(), &vec![7; 1 << 18]].concat();
+    // It hangs up sooner or later.
+    let _ = (0..8).try_for_each(|_| image.write_all(&chunk));
+    let answer: PeerMessage = codec::read(&mut peer).unwrap();
+    let PeerMessage::Refuse { code, chain, image: None } = answer else { panic!("{answer:?}") };
+    assert_eq!(code, exit::LIMIT, "{chain:?}");
+    assert!(chain.join(": ").contains("its owner"), "{chain:?}");
     assert_eq!(lab.files("x-1"), [""; 0]);
     assert!(status(&address).jobs.is_empty());
 }

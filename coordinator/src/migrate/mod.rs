@@ -4,7 +4,7 @@
 //!  source                                target
 //!    Offer ─────────────────────────────▶ checks what it lacks
 //!    ◀───────────────────────────── Accept
-//!    freeze, capture ═══ Image × n ═════▶ files of a partial generation
+//!    freeze, capture ═══ images ════════▶ files of a partial generation
 //!    Manifest ──────────────────────────▶ completes the generation, starts ulpm_restart --hold,
 //!                                         makes the images durable meanwhile, logs that it has them
 //!    ◀─────────────────────────── Prepared   every process waits for its thaw
@@ -22,7 +22,9 @@ mod source;
 mod target;
 
 pub(crate) use source::{Manner, follow};
-pub(crate) use target::{Hold, Incoming, findings, receive, receive_image_of, recover, start_kept};
+pub(crate) use target::{
+    Hold, Incoming, findings, receive, receive_images_of, recover, start_kept,
+};
 
 use std::io;
 use std::time::Duration;

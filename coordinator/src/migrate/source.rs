@@ -3,20 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::mpsc;
 use ulpm_control::codec::{self, CodecError};
 use ulpm_control::host;
 use ulpm_control::manifest::Manifest;
 use ulpm_control::message::{
     Checked, Files, Finding, JobId, Migrated, Needed, Offer, Outside, PeerMessage, Progress, Reply,
-    Request, Verdict,
+    Request, Ssh, Verdict,
 };
 use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
 use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, ToManager};
@@ -27,8 +28,9 @@ use crate::barrier::{Capture, Captured, Pid};
 use crate::error::{JobError, Remote};
 use crate::fault;
 use crate::job::{Barrier, Frozen, Job, PROGRESS, Patience, STUCK, encode_zombies, millis};
-use crate::network::{CONNECT_TIMEOUT, Network, with_port};
+use crate::network::{CONNECT_TIMEOUT, ConnectError, Link, Network, with_port};
 use crate::process;
+use crate::ssh::SCHEME;
 use crate::state::{self, Finished, MovedRecord};
 use crate::wire;
 
@@ -41,13 +43,13 @@ const CHUNK: usize = 256 * 1024;
 #[derive(Debug, Default)]
 struct Transfer {
     sent: Arc<AtomicU64>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
+    streams: Arc<Mutex<Vec<OwnedFd>>>,
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
         for stream in self.streams.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
         }
     }
 }
@@ -65,13 +67,13 @@ impl Transfer {
         pipe: OwnedFd,
         done: &mpsc::UnboundedSender<Copied>,
     ) {
-        let request = Request::Image { token: token.into(), virt };
+        let request = Request::Images { token: token.into() };
         let sent = Arc::clone(&self.sent);
         let streams = Arc::clone(&self.streams);
         let done = done.clone();
         let target = target.clone();
         tokio::task::spawn_blocking(move || {
-            let result = send_image(&target, &request, File::from(pipe), &sent, &streams);
+            let result = send_image(&target, &request, virt, File::from(pipe), &sent, &streams);
             let _ = done.send((virt, result));
         });
     }
@@ -79,50 +81,96 @@ impl Transfer {
 
 /// Where images go.
 #[derive(Clone, Debug)]
-struct Target {
-    address: SocketAddr,
-    /// Between hosts of a cluster.
-    tls: Option<Arc<rustls::ClientConfig>>,
+enum Target {
+    /// Each over a connection of its own.
+    Tcp {
+        address: SocketAddr,
+        /// Between hosts of a cluster.
+        tls: Option<Arc<rustls::ClientConfig>>,
+    },
+    /// All over one connection.
+    Shared(Arc<Mutex<ImageLink>>),
+}
+
+/// A connection for images.
+#[derive(Debug)]
+struct ImageLink {
+    stream: ulpm_cluster::Stream,
+    /// It was said what it is for.
+    opened: bool,
+}
+
+impl Target {
+    fn connect(&self) -> io::Result<Arc<Mutex<ImageLink>>> {
+        let (address, tls) = match self {
+            Self::Shared(link) => return Ok(Arc::clone(link)),
+            Self::Tcp { address, tls } => (address, tls),
+        };
+        let tcp = TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?;
+        tcp.set_write_timeout(Some(STUCK))?;
+        tcp.set_nodelay(true)?;
+        // The other side answers when it has all.
+        tcp.set_read_timeout(Some(STUCK))?;
+        let stream = ulpm_cluster::Stream::connect(tcp, tls.clone())?;
+        Ok(Arc::new(Mutex::new(ImageLink { stream, opened: false })))
+    }
+
+    /// One connection for all, by ssh.
+    fn shared(link: Link) -> io::Result<Self> {
+        let stream = link.into_blocking()?;
+        if let ulpm_cluster::Stream::Unix(unix) = &stream {
+            unix.set_write_timeout(Some(STUCK))?;
+            unix.set_read_timeout(Some(STUCK))?;
+        }
+        Ok(Self::Shared(Arc::new(Mutex::new(ImageLink { stream, opened: false }))))
+    }
 }
 
 fn send_image(
     target: &Target,
     request: &Request,
+    virt: i32,
     mut pipe: File,
     sent: &AtomicU64,
-    streams: &Mutex<Vec<TcpStream>>,
+    streams: &Mutex<Vec<OwnedFd>>,
 ) -> io::Result<u64> {
-    let tcp = TcpStream::connect_timeout(&target.address, CONNECT_TIMEOUT)?;
-    tcp.set_write_timeout(Some(STUCK))?;
-    tcp.set_nodelay(true)?;
-    // The other side answers when it has all.
-    tcp.set_read_timeout(Some(STUCK))?;
-    streams.lock().unwrap_or_else(PoisonError::into_inner).push(tcp.try_clone()?);
-    let mut stream = ulpm_cluster::Stream::connect(tcp, target.tls.clone())?;
-    stream.write_all(&codec::encode(request).map_err(io::Error::other)?)?;
-    let mut buffer = vec![0; 4 + CHUNK];
+    const HEAD: usize = 8;
+    let link = target.connect()?;
+    let lock = || link.lock().unwrap_or_else(PoisonError::into_inner);
+    let handle = lock().stream.as_fd().try_clone_to_owned()?;
+    streams.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    let mut buffer = vec![0; HEAD + CHUNK];
     let mut total: u64 = 0;
     loop {
-        let len = match pipe.read(&mut buffer[4..]) {
+        let len = match pipe.read(&mut buffer[HEAD..]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,
         };
         let prefix = u32::try_from(len).map_err(io::Error::other)?.to_le_bytes();
-        buffer[..4].copy_from_slice(&prefix);
-        stream.write_all(&buffer[..4 + len])?;
+        buffer[..4].copy_from_slice(&virt.to_le_bytes());
+        buffer[4..HEAD].copy_from_slice(&prefix);
+        let mut link = lock();
+        if !std::mem::replace(&mut link.opened, true) {
+            link.stream.write_all(&codec::encode(request).map_err(io::Error::other)?)?;
+        }
+        link.stream.write_all(&buffer[..HEAD + len])?;
         if len == 0 {
-            stream.flush()?;
-            stream.read_exact(&mut [0])?;
+            // Nobody else has the connection before the answer is there, so it is that to this image.
+            link.stream.flush()?;
+            link.stream.read_exact(&mut [0])?;
             return Ok(total);
         }
+        drop(link);
         total += len as u64;
         sent.fetch_add(len as u64, Ordering::Relaxed);
     }
 }
 
 /// How a job is moved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Manner {
+    /// How the target is reached, if by ssh.
+    pub(crate) ssh: Ssh,
     /// Leave the images on the target.
     pub(crate) keep_images: bool,
     /// Do not mind what the target's processor lacks.
@@ -206,6 +254,21 @@ impl Leaving<'_> {
     }
 }
 
+fn not_connected(target: &str, error: ConnectError) -> JobError {
+    let target = target.into();
+    match error {
+        ConnectError::Io(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            JobError::NotOurs { target, source }
+        }
+        ConnectError::Io(source) => JobError::NoTarget { target, source },
+        ConnectError::Ssh(error) => JobError::Ssh {
+            target,
+            code: error.exit_code(),
+            source: Remote::new(ulpm_control::chain(&error)),
+        },
+    }
+}
+
 fn target_lost(name: &str, target: &str, source: CodecError) -> JobError {
     JobError::TargetLost { name: name.into(), target: target.into(), source }
 }
@@ -224,7 +287,7 @@ impl Job {
     pub(crate) async fn migrate(
         &mut self,
         target: &str,
-        manner: Manner,
+        manner: &Manner,
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> Result<Migrated, JobError> {
         self.free_to_act()?;
@@ -234,7 +297,7 @@ impl Job {
             let mut leaving = Leaving {
                 name: self.meta.name.clone(),
                 target: with_port(target),
-                manner,
+                manner: manner.clone(),
                 progress,
                 began: Instant::now(),
                 peer: None,
@@ -378,7 +441,7 @@ impl Job {
     }
 
     async fn send_offer(&mut self, leaving: &mut Leaving<'_>) -> Option<SourceEvent> {
-        let (offer, findings) = self.offer(leaving.manner);
+        let (offer, findings) = self.offer(&leaving.manner);
         if let Some((_, text)) = Finding::refusal(&findings) {
             let name = leaving.name.clone();
             let why = JobError::Unfit { name, source: Remote::new(vec![text]) };
@@ -387,15 +450,22 @@ impl Job {
         leaving.findings = findings;
         let nobody = BTreeSet::new();
         let shared = Arc::clone(&self.shared);
-        let connected = self.meanwhile(&nobody, shared.network.connect(&leaving.target)).await;
-        let connected = connected.and_then(|connected| {
-            connected
-                .and_then(|(link, address)| {
-                    let tls = shared.network.client().map_err(io::Error::other)?;
-                    Ok((link, Target { address, tls }))
-                })
-                .map_err(|source| JobError::NoTarget { target: leaving.target.clone(), source })
-        });
+        let (target, ssh) = (leaving.target.clone(), leaving.manner.ssh.clone());
+        let network = &shared.network;
+        let connecting = async {
+            if target.starts_with(SCHEME) {
+                // While nothing stands still yet: it takes its time.
+                let link = network.connect(&target, &ssh).await?;
+                let images_to = Target::shared(network.connect(&target, &ssh).await?)?;
+                return Ok((link, images_to));
+            }
+            let (link, address) = network.connect_tcp(&target).await?;
+            let tls = network.client().map_err(io::Error::other)?;
+            Ok((link, Target::Tcp { address, tls }))
+        };
+        let connected = self.meanwhile(&nobody, connecting).await;
+        let connected = connected
+            .and_then(|connected| connected.map_err(|error| not_connected(&leaving.target, error)));
         let (mut link, images_to) = match connected {
             Ok(connected) => connected,
             Err(why) => return Some(leaving.because(why, SourceEvent::Failed)),
@@ -433,6 +503,7 @@ impl Job {
             id: self.meta.id,
             name: leaving.name.clone(),
             target: leaving.target.clone(),
+            ssh: leaving.manner.ssh.clone(),
             token: leaving.token.clone(),
             image: format!("{} on {}", leaving.image, leaving.target),
             origin: self.meta.origin.clone(),
@@ -518,17 +589,14 @@ impl Job {
     pub(crate) async fn check_move(
         &mut self,
         target: &str,
-        manner: Manner,
+        manner: &Manner,
     ) -> Result<Checked, JobError> {
         let target = with_port(target);
         let (offer, mut findings) = self.offer(manner);
         let shared = Arc::clone(&self.shared);
         let asking = async {
-            let (mut link, _) = shared
-                .network
-                .connect(&target)
-                .await
-                .map_err(|source| JobError::NoTarget { target: target.clone(), source })?;
+            let connected = shared.network.connect(&target, &manner.ssh).await;
+            let mut link = connected.map_err(|error| not_connected(&target, error))?;
             let lost = |source| target_lost(&self.meta.name, &target, source);
             let request = Request::CheckOffer(Box::new(offer));
             within(ANSWER_TIMEOUT, wire::write(&mut link, &request)).await.map_err(lost)?;
@@ -547,7 +615,7 @@ impl Job {
     }
 
     /// What the target has to know of the job, and what of it cannot be saved.
-    fn offer(&mut self, manner: Manner) -> (Offer, Vec<Finding>) {
+    fn offer(&mut self, manner: &Manner) -> (Offer, Vec<Finding>) {
         let mut needed = BTreeMap::new();
         let mut programs = BTreeSet::new();
         let mut kernel = BTreeSet::new();
@@ -749,7 +817,8 @@ pub(crate) async fn follow(network: &Network, record: &MovedRecord) -> Finished 
 }
 
 async fn ask_how_it_ended(network: &Network, record: &MovedRecord) -> Result<Finished, CodecError> {
-    let (mut link, _) = network.connect(&record.target).await?;
+    let connected = network.connect(&record.target, &record.ssh).await;
+    let mut link = connected.map_err(io::Error::other)?;
     wire::write(&mut link, &Request::Follow { token: record.token.clone() }).await?;
     match wire::read(&mut link).await? {
         ulpm_control::Reply::Finished { status, text } => Ok(Finished { status, text }),

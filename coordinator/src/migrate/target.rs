@@ -1,6 +1,7 @@
 //! The target: a job arrives.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -37,41 +38,80 @@ const MAX_CHUNK: usize = 16 * 1024 * 1024;
 /// Virtual id, how many bytes came, and the file that has them.
 type Received = (i32, io::Result<(u64, File)>);
 
-/// Writes an image that comes over a connection.
+/// Writes images that come over a connection, until that ends; tells of each that is complete.
 ///
 /// # Errors
 ///
-/// Also when the connection ends before the image does.
-fn receive_image(link: Link, mut file: &File, bytes: &AtomicU64, most: u64) -> io::Result<u64> {
-    let mut stream = link.into_blocking()?;
-    stream.tcp().set_read_timeout(Some(STUCK))?;
+/// Also when the connection ends amid an image; with the process that it is of.
+fn take_images(
+    link: Link,
+    dir: &Path,
+    bytes: &AtomicU64,
+    most: u64,
+    images: &mpsc::UnboundedSender<Received>,
+) -> Result<(), (i32, io::Error)> {
+    let mut open: BTreeMap<i32, (File, u64)> = BTreeMap::new();
+    let taken = take_chunks(link, dir, bytes, most, images, &mut open);
+    taken.map_err(|(virt, error)| (open.keys().next().copied().unwrap_or(virt), error))
+}
+
+fn take_chunks(
+    link: Link,
+    dir: &Path,
+    bytes: &AtomicU64,
+    most: u64,
+    images: &mpsc::UnboundedSender<Received>,
+    open: &mut BTreeMap<i32, (File, u64)>,
+) -> Result<(), (i32, io::Error)> {
+    let unknown = |error| (0, error);
+    let mut stream = link.into_blocking().map_err(unknown)?;
+    stream.set_read_timeout(Some(STUCK)).map_err(unknown)?;
     let mut buffer = Vec::new();
-    let mut total = 0;
     loop {
-        let mut prefix = [0; 4];
-        stream.read_exact(&mut prefix)?;
-        let len = u32::from_le_bytes(prefix) as usize;
+        let mut head = [0; 8];
+        let first = stream.read(&mut head[..1]).map_err(unknown)?;
+        if first == 0 {
+            let ended = || (0, io::ErrorKind::UnexpectedEof.into());
+            return if open.is_empty() { Ok(()) } else { Err(ended()) };
+        }
+        stream.read_exact(&mut head[1..]).map_err(unknown)?;
+        let [v0, v1, v2, v3, l0, l1, l2, l3] = head;
+        let virt = i32::from_le_bytes([v0, v1, v2, v3]);
+        let failed = |error| (virt, error);
+        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         if len > MAX_CHUNK {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("a chunk of {len} bytes"),
-            ));
+            let text = format!("a chunk of {len} bytes");
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, text)));
         }
         if len == 0 {
-            stream.write_all(&[1])?;
-            stream.flush()?;
-            return Ok(total);
+            let image = open.remove(&virt).ok_or(io::ErrorKind::UnexpectedEof.into());
+            let (file, total) = image.map_err(failed)?;
+            let _ = images.send((virt, Ok((total, file))));
+            stream.write_all(&[1]).and_then(|()| stream.flush()).map_err(unknown)?;
+            continue;
+        }
+        if bytes.fetch_add(len as u64, Ordering::Relaxed) + len as u64 > most {
+            let text = "its owner does not give jobs of others that much memory and disk space";
+            return Err(failed(io::Error::new(io::ErrorKind::QuotaExceeded, text)));
         }
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
-        if bytes.fetch_add(len as u64, Ordering::Relaxed) + len as u64 > most {
-            let text = "its owner does not give jobs of others that much memory and disk space";
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
-        }
-        stream.read_exact(&mut buffer[..len])?;
-        file.write_all(&buffer[..len])?;
-        total += len as u64;
+        stream.read_exact(&mut buffer[..len]).map_err(failed)?;
+        let (file, total) = match open.entry(virt) {
+            Entry::Occupied(image) => image.into_mut(),
+            Entry::Vacant(new) => {
+                let mut options = std::fs::OpenOptions::new();
+                std::os::unix::fs::OpenOptionsExt::mode(
+                    options.write(true).create_new(true),
+                    0o600,
+                );
+                let file = options.open(dir.join(Manifest::image_name(virt))).map_err(failed)?;
+                new.insert((file, 0))
+            }
+        };
+        file.write_all(&buffer[..len]).map_err(failed)?;
+        *total += len as u64;
     }
 }
 
@@ -102,24 +142,21 @@ pub(crate) struct Hold {
     pub(crate) ready: oneshot::Sender<()>,
 }
 
-/// Takes an image of a job that is on its way here.
-pub(crate) async fn receive_image_of(shared: &Shared, token: &str, virt: i32, link: Link) {
+/// Takes images of a job that is on its way here.
+pub(crate) async fn receive_images_of(shared: &Shared, token: &str, link: Link) {
     let (dir, images, bytes, most) = {
         let incoming = shared.incoming();
         let Some(incoming) = incoming.get(token) else {
-            tracing::warn!("an image comes that nobody waits for");
+            tracing::warn!("images come that nobody waits for");
             return;
         };
-        (incoming.dir.clone(), incoming.images.clone(), Arc::clone(&incoming.bytes), incoming.most)
+        let bytes = Arc::clone(&incoming.bytes);
+        (incoming.dir.clone(), incoming.images.clone(), bytes, incoming.most)
     };
     let _ = tokio::task::spawn_blocking(move || {
-        let path = dir.join(Manifest::image_name(virt));
-        let mut options = std::fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
-        let result = options
-            .open(path)
-            .and_then(|file| Ok((receive_image(link, &file, &bytes, most)?, file)));
-        let _ = images.send((virt, result));
+        if let Err((virt, error)) = take_images(link, &dir, &bytes, most, &images) {
+            let _ = images.send((virt, Err(error)));
+        }
     })
     .await;
 }

@@ -23,6 +23,7 @@ mod processes;
 mod programs;
 mod refusals;
 mod servers;
+mod ssh;
 mod storms;
 mod terminal;
 mod threads;
