@@ -121,6 +121,8 @@ pub struct Cluster {
     key: PrivateKeyDer<'static>,
     revoked: Option<CertificateRevocationListDer<'static>>,
     allow: Option<Vec<String>>,
+    /// Lines of `allow` that say nothing.
+    unusable: Vec<String>,
 }
 
 /// Where the cluster's files lie: `$ULPM_CLUSTER`, `$XDG_CONFIG_HOME/ulpm/cluster` or
@@ -161,13 +163,27 @@ impl Cluster {
             .map_err(|error| damaged("host-key.pem", &error.to_string()))?;
         let revoked =
             files::read(&dir.join("revoked.crl"))?.map(CertificateRevocationListDer::from);
+        let mut unusable = Vec::new();
         let allow = files::read(&dir.join("allow"))?.map(|text| {
             let text = String::from_utf8_lossy(&text).into_owned();
-            let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
-            lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
+            let mut names = Vec::new();
+            for (number, line) in text.lines().enumerate() {
+                let name = line.split('#').next().unwrap_or("").trim();
+                if is_pattern(name) {
+                    names.push(name.to_owned());
+                } else if !name.is_empty() {
+                    unusable.push(format!(
+                        "line {} of {}: {name:?} is no USER@HOST, of letters, digits and any of . _ - @, or * for any; it \
+                         lets nobody in",
+                        number + 1,
+                        dir.join("allow").display()
+                    ));
+                }
+            }
+            names
         });
         let dir = dir.to_owned();
-        Ok(Some(Self { dir, ca: ca.into(), host: host.into(), key, revoked, allow }))
+        Ok(Some(Self { dir, ca: ca.into(), host: host.into(), key, revoked, allow, unusable }))
     }
 
     /// A newcomer's, for one connection to the host that has invited it.
@@ -179,6 +195,7 @@ impl Cluster {
             key: PrivateKeyDer::Pkcs8(invitation.key.clone().into()),
             revoked: None,
             allow: None,
+            unusable: Vec::new(),
         }
     }
 
@@ -216,6 +233,12 @@ impl Cluster {
             (allowed_user == "*" || allowed_user == user)
                 && (allowed_host == "*" || allowed_host == host)
         })
+    }
+
+    /// Lines of the list of who may send jobs here that say nothing, in words.
+    #[must_use]
+    pub fn unusable(&self) -> &[String] {
+        &self.unusable
     }
 
     fn roots(&self) -> Result<Arc<RootCertStore>, ClusterError> {
@@ -285,6 +308,7 @@ impl Cluster {
             host: self.host.clone(),
             key: self.key.clone_key(),
             allow: None,
+            unusable: Vec::new(),
         };
         // The verifier looks at the signature of a list when it looks a certificate up in it.
         match with.verify_host() {
@@ -300,6 +324,15 @@ impl Cluster {
             self.server_verifier().map_err(|error| rustls::Error::General(error.to_string()))?;
         verifier.verify_server_cert(&self.host, &[], &every_host(), &[], UnixTime::now()).map(drop)
     }
+}
+
+/// Whether a word can stand in the list of who may send jobs here.
+fn is_pattern(word: &str) -> bool {
+    let part = |part: &str| {
+        let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        part == "*" || !part.is_empty() && part.chars().all(letter)
+    };
+    word.split_once('@').map_or_else(|| part(word), |(user, host)| part(user) && part(host))
 }
 
 /// The name by which every host is greeted in TLS.

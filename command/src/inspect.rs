@@ -46,6 +46,11 @@ impl InspectError {
         match self {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => exit::NO_INPUT,
             Self::Manifest(ManifestError::Missing(_)) => exit::NO_INPUT,
+            Self::Read { source, .. } | Self::Manifest(ManifestError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                exit::NO_PERMISSION
+            }
             Self::Read { .. } | Self::Manifest(ManifestError::Io { .. }) => exit::IO,
             Self::Image { .. } | Self::Manifest(_) => exit::DATA,
             Self::Json(_) => exit::SOFTWARE,

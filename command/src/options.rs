@@ -94,8 +94,8 @@ pub struct Options {
     pub files: Option<Files>,
 
     /// With --migrate and --check: what becomes of a socket that is connected to a program outside the job
-    /// [default: reset]; with
-    /// --checkpoint --kill: `repair` saves what `ulpm_restart --outside-sockets repair` needs
+    /// [default: reset]; with --checkpoint --kill: `repair` saves what `ulpm_restart --outside-sockets repair` needs, and `refuse` ends
+    /// nothing where there is one
     #[arg(long, value_name = "HOW", value_enum)]
     pub outside_sockets: Option<Outside>,
 
@@ -149,6 +149,11 @@ impl Options {
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
         ];
+        if let Some(target) = self.migrate.as_deref().or(self.check.as_deref())
+            && !target.starts_with("ssh://")
+        {
+            place::check_port(target)?;
+        }
         match misplaced.iter().find(|(wrong, ..)| *wrong) {
             Some((_, option, with)) => Err(format!("{option} goes with {with} only")),
             None => Ok(()),
@@ -219,6 +224,7 @@ mod tests {
             let options = parse(&[with, &["--outside-sockets", "repair"][..]].concat()).unwrap();
             options.check().unwrap();
         }
+        parse(&["--migrate", "b:65536"]).unwrap().check().unwrap_err();
         parse(&["--migrate", "b", "--remote-path", "/x"]).unwrap().check().unwrap_err();
         parse(&["--migrate", "ssh://b", "--remote-path", "/x"]).unwrap().check().unwrap();
         let options = parse(&["--migrate", "b", "--files", "ship"]).unwrap();

@@ -4,9 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use ulpm_control::client::ClientError;
-use ulpm_control::message::{
-    Checked, Checkpointed, Finding, Migrated, Outside, Ssh, Status, Verdict,
-};
+use ulpm_control::message::{Checked, Checkpointed, Finding, Migrated, Ssh, Status, Verdict};
 use ulpm_control::{Client, Reply, Request, exit};
 
 use crate::inspect::{self, InspectError};
@@ -94,7 +92,7 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
             keep: options.keep,
             freeze_until_durable: options.freeze_until_durable,
             kill: options.kill,
-            repair: options.outside_sockets == Some(Outside::Repair),
+            outside: options.outside_sockets.unwrap_or_default(),
         };
         let Reply::Checkpointed(done) = long_call(&mut client, &request, options.verbose)? else {
             return Err(unexpected());

@@ -54,8 +54,9 @@ impl std::str::FromStr for Address {
         if !text.contains('/')
             && let Some((host, port)) = text.rsplit_once(':')
             && !host.is_empty()
-            && port.parse::<u16>().is_ok()
+            && port.bytes().all(|byte| byte.is_ascii_digit())
         {
+            place::check_port(text)?;
             return Ok(Self::Tcp(text.into()));
         }
         let path = std::path::absolute(text).map_err(|error| error.to_string())?;
@@ -73,6 +74,18 @@ pub enum ClientError {
     Unreachable {
         /// Where.
         address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody else's.
+    #[error(
+        "the coordinator at {address} is user {owner}'s, and talks to that user and root only: ask as {owner}, or name your own with -c"
+    )]
+    NotYours {
+        /// Where.
+        address: String,
+        /// Whose.
+        owner: String,
         /// Why.
         source: io::Error,
     },
@@ -135,6 +148,7 @@ impl ClientError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::NotYours { .. } => exit::NO_PERMISSION,
             Self::Unreachable { .. } | Self::Start { .. } => exit::UNAVAILABLE,
             Self::Codec(CodecError::Version { .. } | CodecError::NotAFrame(_)) => exit::PROTOCOL,
             Self::Codec(CodecError::Closed | CodecError::Io(_)) => exit::UNAVAILABLE,
@@ -212,7 +226,19 @@ impl Client {
         };
         let unreachable =
             |source| ClientError::Unreachable { address: address.to_string(), source };
-        stream.map(|stream| Self { stream }).map_err(unreachable)
+        match (stream, address) {
+            (Ok(stream), _) => Ok(Self { stream }),
+            (Err(source), Address::Socket(path))
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Err(ClientError::NotYours {
+                    address: address.to_string(),
+                    owner: owner(path),
+                    source,
+                })
+            }
+            (Err(source), _) => Err(unreachable(source)),
+        }
     }
 
     /// Connects to the coordinator of another host, `HOST:PORT`, as somebody else than this host is.
@@ -237,6 +263,7 @@ impl Client {
     pub fn connect_or_start(address: &Address) -> Result<Self, ClientError> {
         let error = match Self::connect(address) {
             Ok(client) => return Ok(client),
+            Err(error @ ClientError::NotYours { .. }) => return Err(error),
             Err(error) => error,
         };
         let Address::Socket(path) = address else { return Err(error) };
@@ -331,6 +358,17 @@ impl Client {
     }
 }
 
+/// The user to whom a socket belongs, or the directory that it is in, as far as we may look.
+fn owner(socket: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    // What may be looked at and not entered, or not connected to, is somebody else's.
+    let me = nix::unistd::geteuid();
+    let found = socket.ancestors().find_map(|path| path.symlink_metadata().ok());
+    let uid = found.map_or(me, |meta| nix::unistd::Uid::from_raw(meta.uid()));
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
 type Tls = std::sync::Arc<rustls::ClientConfig>;
 
 /// What this host shows to others of its cluster; `None` outside of one.
@@ -369,6 +407,7 @@ mod tests {
         assert_eq!("/a/b:1".parse(), Ok(Address::Socket("/a/b:1".into())));
         assert!(matches!("sock".parse(), Ok(Address::Socket(_))));
         "".parse::<Address>().unwrap_err();
+        "b:65536".parse::<Address>().unwrap_err();
     }
 
     #[test]

@@ -153,8 +153,8 @@ pub enum Request {
         freeze_until_durable: bool,
         /// Write inside the freeze, and end the jobs instead of letting them go on.
         kill: bool,
-        /// Save what repairs TCP connections to programs outside the job. Only with `kill`.
-        repair: bool,
+        /// What becomes of sockets that are connected to programs outside the job. Only with `kill`.
+        outside: Outside,
     },
     /// [`Reply::Progress`], then [`Reply::Migrated`].
     Migrate {

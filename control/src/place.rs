@@ -97,6 +97,36 @@ pub fn ckpt_dir() -> Option<PathBuf> {
     Some(home.join(".local/state/ulpm"))
 }
 
+/// Refuses `HOST:PORT` whose port is a number and none that a port can be.
+///
+/// # Errors
+///
+/// What is wrong, in words.
+pub fn check_port(address: &str) -> Result<(), String> {
+    let Some((host, port)) = address.rsplit_once(':') else { return Ok(()) };
+    // An address of version 6 without brackets has no port.
+    let has_port = !host.contains(':') || host.ends_with(']');
+    if has_port && port.parse::<u16>().is_err() {
+        return Err(format!("{port:?} is no port: give a number up to 65535"));
+    }
+    Ok(())
+}
+
 fn absolute_env(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_a_number_up_to_65535() {
+        for good in ["b", "b:1", "::1", "[::1]", "[::1]:65535", "10.0.0.1:0"] {
+            assert_eq!(check_port(good), Ok(()), "{good}");
+        }
+        for bad in ["b:65536", "b:", "b:x", "[::1]:99999", "b:-1"] {
+            assert!(check_port(bad).is_err(), "{bad}");
+        }
+    }
 }

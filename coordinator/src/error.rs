@@ -50,6 +50,14 @@ pub enum JobError {
         /// The cause, or 0.
         errno: i32,
     },
+    /// A connection that is not to be lost.
+    #[error("job {name} goes on: {text}")]
+    Outside {
+        /// The job.
+        name: String,
+        /// Which connection, in `ulpm_restart`'s words.
+        text: String,
+    },
     /// A process ended in between.
     #[error("process {pid} ({command}) ended while it was being saved: try again")]
     Died {

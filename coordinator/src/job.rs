@@ -16,8 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as RealPid;
 use tokio::sync::{mpsc, oneshot};
 use ulpm_control::manifest::{self, Manifest, ProcessEntry};
-use ulpm_control::message::{self, Checkpointed, Migrated, Progress};
-use ulpm_control::{JobId, host};
+use ulpm_control::message::{self, Checkpointed, Migrated, Outside, Progress};
+use ulpm_control::{JobId, host, place};
 use ulpm_protocol::manager::{
     CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure,
     ToManager, WRITER_COMM, Zombie,
@@ -71,8 +71,8 @@ pub(crate) enum Then {
     GoOnWhenDurable,
     /// It ends then, without going on before.
     End {
-        /// Its TCP connections to programs outside are saved so that they can be repaired.
-        repair: bool,
+        /// What becomes of sockets that are connected to programs outside the job.
+        outside: Outside,
     },
 }
 
@@ -1326,14 +1326,39 @@ impl Job {
         let flags = CAPTURE_SYNC
             | match then {
                 Then::GoOn => 0,
-                Then::End { repair: true } => CAPTURE_HOLD | CAPTURE_REPAIR,
-                Then::GoOnWhenDurable | Then::End { repair: false } => CAPTURE_HOLD,
+                Then::End { outside: Outside::Repair } => CAPTURE_HOLD | CAPTURE_REPAIR,
+                Then::GoOnWhenDurable | Then::End { .. } => CAPTURE_HOLD,
             };
         self.writing = self.managers.iter().map(|(&pid, manager)| (pid, manager.id)).collect();
         let result = self.capture_to(frozen, partial, files, flags, progress).await;
         self.writing.clear();
         self.replaced.clear();
+        if result.is_ok() && then == (Then::End { outside: Outside::Refuse }) {
+            let path = |&virt: &i32| partial.dir().join(Manifest::image_name(virt));
+            self.refuse_outside(files.keys().map(path).collect()).await?;
+        }
         result
+    }
+
+    /// Refuses images of sockets that are connected to programs outside the job.
+    async fn refuse_outside(&mut self, images: Vec<PathBuf>) -> Result<(), JobError> {
+        let cannot =
+            |source| JobError::Io { what: "ulpm_restart cannot look at the images".into(), source };
+        let program =
+            place::find("ulpm_restart").map_err(|error| cannot(std::io::Error::other(error)))?;
+        let mut look = tokio::process::Command::new(program);
+        look.args(["--only-outside", "--outside-sockets", "refuse"]).args(images);
+        look.env_remove("LD_PRELOAD").env_remove("ULPM_JOB").kill_on_drop(true);
+        let looked = tokio::time::timeout(STUCK, look.output());
+        let said = match self.meanwhile(&BTreeSet::new(), looked).await? {
+            Ok(said) => said.map_err(cannot)?,
+            Err(_) => return Err(cannot(std::io::ErrorKind::TimedOut.into())),
+        };
+        if said.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&said.stderr).trim().replace("ulpm_restart: ", "");
+        Err(JobError::Outside { name: self.meta.name.clone(), text: text.replace('\n', "; ") })
     }
 
     async fn capture_to(

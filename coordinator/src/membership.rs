@@ -27,7 +27,7 @@ pub enum MembershipError {
     NoHome,
     /// Nobody there who lets newcomers in.
     #[error(
-        "no coordinator of this host listens for others, so nobody would let the newcomer in: start one with --listen first, or name it with --socket"
+        "no coordinator of this host listens for others, so nobody would let the newcomer in: start one with --listen first, or name it with -c"
     )]
     NobodyListens {
         /// Why.
@@ -90,6 +90,9 @@ pub(crate) fn act(options: &Options) -> Result<Option<String>, MembershipError> 
              next: ulpm_coordinator --listen 0.0.0.0 --daemon, then ulpm_coordinator --invite",
             dir.display()
         )));
+    }
+    if options.invite || options.revoke.is_some() {
+        Cluster::open(&dir()?)?.ok_or(ClusterError::None)?;
     }
     if options.invite {
         return invite(options, &dir()?).map(Some);

@@ -182,12 +182,17 @@ impl Network {
         let stamp = stamp(dir);
         if loaded.as_ref().is_none_or(|loaded| loaded.stamp != stamp) {
             *loaded = match Cluster::open(dir)? {
-                Some(cluster) => Some(Arc::new(Loaded {
-                    stamp,
-                    client: cluster.client()?,
-                    server: cluster.server()?,
-                    cluster: Arc::new(cluster),
-                })),
+                Some(cluster) => {
+                    for line in cluster.unusable() {
+                        tracing::warn!("{line}");
+                    }
+                    Some(Arc::new(Loaded {
+                        stamp,
+                        client: cluster.client()?,
+                        server: cluster.server()?,
+                        cluster: Arc::new(cluster),
+                    }))
+                }
                 None => None,
             };
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use ulpm_control::{Address, place};
+
 use crate::limits::Limits;
 
 /// Keeps the jobs of a user on a host, checkpoints them, and hands them over to other hosts.
@@ -12,13 +14,13 @@ use crate::limits::Limits;
 #[command(name = "ulpm_coordinator", version, after_help = ulpm_control::exit::HELP)]
 pub struct Options {
     /// Socket for tools and programs [default: $XDG_RUNTIME_DIR/ulpm/coordinator.sock, or
-    /// /tmp/ulpm-UID/coordinator.sock]
-    #[arg(long, value_name = "PATH")]
+    /// /tmp/ulpm-UID/coordinator.sock]; $ULPM_COORDINATOR if that is a path
+    #[arg(short = 'c', long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
     /// Address for other hosts, such as 0.0.0.0:3490; without a port, 3490. Beyond the loopback only hosts of
     /// the cluster are listened to.
-    #[arg(short = 'n', long, value_name = "HOST:PORT")]
+    #[arg(short = 'n', long, value_name = "HOST:PORT", value_parser = address)]
     pub listen: Option<String>,
 
     /// Port for other hosts, on all addresses unless --listen names one
@@ -91,11 +93,21 @@ pub struct Options {
     pub detached: bool,
 }
 
+/// Reads where to listen.
+fn address(text: &str) -> Result<String, String> {
+    place::check_port(text).map(|()| text.to_owned())
+}
+
 impl Options {
     /// The socket for tools and programs.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(ulpm_control::place::socket)
+        // The tools take an address of another host from it as well, where nobody can be started.
+        let named = || match std::env::var(place::ENV_COORDINATOR).ok()?.parse() {
+            Ok(Address::Socket(path)) => Some(path),
+            _ => None,
+        };
+        self.socket.clone().or_else(named).unwrap_or_else(place::socket)
     }
 
     /// What jobs of other hosts may have.
@@ -121,7 +133,7 @@ impl Options {
                 let has_port = listen.rsplit_once(':').is_some_and(|(host, port)| {
                     port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
                 });
-                let port = port.unwrap_or(ulpm_control::place::DEFAULT_PORT);
+                let port = port.unwrap_or(place::DEFAULT_PORT);
                 Some(if has_port {
                     listen.clone()
                 } else if listen.contains(':') && !listen.starts_with('[') {
@@ -150,5 +162,6 @@ mod tests {
         assert_eq!(listen(&["--listen", "b"]).as_deref(), Some("b:3490"));
         assert_eq!(listen(&["--listen", "b:0"]).as_deref(), Some("b:0"));
         assert_eq!(listen(&["--listen", "::1", "-p", "7"]).as_deref(), Some("[::1]:7"));
+        Options::try_parse_from(["x", "--listen", "b:65536"]).unwrap_err();
     }
 }

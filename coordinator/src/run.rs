@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ulpm_cluster::Cluster;
 use ulpm_control::{ClientError, exit, place};
 
 use crate::membership::{self, MembershipError};
@@ -191,6 +192,11 @@ fn run_here(options: &Options) -> Result<(), RunError> {
             }
             None => None,
         };
+        if let Some(Ok(Some(cluster))) = options.cluster().map(|dir| Cluster::open(&dir)) {
+            for line in cluster.unusable() {
+                eprintln!("ulpm_coordinator: warning: {line}");
+            }
+        }
         // From here on nothing is said to the terminal of whoever started us.
         if options.detached {
             log_to(&log).map_err(io_error("write the log"))?;

@@ -829,9 +829,9 @@ fn may_ask(shared: &Shared, caller: &Caller, request: &Request) -> Result<(), Re
         (Caller::Known(Role::Member(name)), _) => match shared.network.cluster() {
             Ok(Some(cluster)) if cluster.allows(name) => Ok(()),
             _ => Err(no(format!(
-                "{name} may not send anything to {}: its list of who may \
-                                does not have that name",
-                shared.host
+                "{name} may not send anything to {}: {} there does not have that name",
+                shared.host,
+                shared.network.dir().unwrap_or(Path::new("")).join("allow").display()
             ))),
         },
         // Whoever has the token has been let in before.
@@ -979,9 +979,9 @@ async fn answer(
             let interval = Some(secs).filter(|&secs| secs > 0);
             on_each(shared, &jobs, |answer| Command::SetInterval(interval, answer)).await
         }
-        Request::Checkpoint { jobs, keep, freeze_until_durable, kill, repair } => {
+        Request::Checkpoint { jobs, keep, freeze_until_durable, kill, outside } => {
             let then = match (kill, freeze_until_durable) {
-                (true, _) => Then::End { repair },
+                (true, _) => Then::End { outside },
                 (false, true) => Then::GoOnWhenDurable,
                 (false, false) => Then::GoOn,
             };

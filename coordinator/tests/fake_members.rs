@@ -347,7 +347,7 @@ fn checkpoint_and(
         keep: None,
         freeze_until_durable,
         kill,
-        repair: false,
+        outside: Outside::Reset,
     })?;
     loop {
         match client.receive()? {

@@ -85,6 +85,11 @@ impl RestartError {
             Self::Read { .. } => exit::IO,
             Self::Image { .. } | Self::Twice { .. } => exit::DATA,
             Self::Manifest(ManifestError::Missing(_)) => exit::NO_INPUT,
+            Self::Manifest(ManifestError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                exit::NO_PERMISSION
+            }
             Self::Manifest(_) => exit::DATA,
             Self::Coordinator(error) => error.exit_code(),
             Self::Table { .. }

@@ -57,6 +57,10 @@ pub struct Options {
     #[arg(long)]
     pub check: bool,
 
+    /// Only look for sockets that --outside-sockets refuse does not allow
+    #[arg(long, hide = true)]
+    pub only_outside: bool,
+
     /// Return as soon as the job runs
     #[arg(long)]
     pub detach: bool,

@@ -14,7 +14,7 @@ use nix::sys::signal::{
 };
 use nix::sys::stat::fstat;
 use ulpm_control::link::{JobLink, exit_code};
-use ulpm_control::message::{Policy, Restart, Stream};
+use ulpm_control::message::{Outside, Policy, Restart, Stream};
 use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, host, place};
 use ulpm_protocol::table::{SlotState, Table};
 use ulpm_restorer::{FAILURE_LEN, Failure};
@@ -26,7 +26,7 @@ use crate::files::Files;
 use crate::image_file::ImageFile;
 use crate::ipc::Ipc;
 use crate::locks;
-use crate::objects::{Circumstances, Objects};
+use crate::objects::{self, Circumstances, Objects};
 use crate::options::Options;
 use crate::path_map::PathMap;
 use crate::terminal::{self, Given};
@@ -54,6 +54,12 @@ struct Checkpoint {
 pub fn run(options: &Options) -> Result<u8, RestartError> {
     let paths = PathMap(options.map_path.clone());
     let checkpoint = read(options)?;
+    if options.outside_sockets == Outside::Refuse {
+        objects::refuse_outside(&checkpoint.images)?;
+    }
+    if options.only_outside {
+        return Ok(exit::OK);
+    }
     check(&checkpoint)?;
     if !options.force {
         check_processor(&checkpoint)?;

@@ -52,7 +52,9 @@ fn take_images(
 ) -> Result<(), (i32, io::Error)> {
     let mut open: BTreeMap<i32, (File, u64)> = BTreeMap::new();
     let taken = take_chunks(link, dir, bytes, most, images, &mut open);
-    taken.map_err(|(virt, error)| (open.keys().next().copied().unwrap_or(virt), error))
+    // Where it is not known whose the next bytes are, one is named that lacks some.
+    let whose = |virt| if virt == 0 { open.keys().next().copied().unwrap_or(0) } else { virt };
+    taken.map_err(|(virt, error)| (whose(virt), error))
 }
 
 fn take_chunks(

@@ -98,6 +98,15 @@ struct Builder<'a> {
     queues: Queues<'a>,
 }
 
+/// Refuses a job that is connected to programs outside of it.
+///
+/// # Errors
+///
+/// [`RestartError::Socket`] names the connection.
+pub fn refuse_outside(images: &[ImageFile]) -> Result<(), RestartError> {
+    Sockets::collect(images, Circumstances::default()).refuse_outside()
+}
+
 impl Objects {
     /// Makes all objects of a job.
     ///

@@ -53,7 +53,13 @@ fn hosts_that_have_joined_send_each_other_jobs_until_one_is_shown_out() -> Resul
         std::fs::write(&allow, "bob@*  # only himself\n")?;
         let target = lab.hosts[1].address();
         let migrate = ["--migrate", &target, &guest.name];
+        let refused = lab.tool(0, "ulpm_command", &migrate)?;
+        ensure!(refused.code == 77, "exit status {}: {}", refused.code, refused.stderr);
+        refused.failure(&["ann@a may not send", "cluster/allow"])?;
+        // A line that says nothing is told of, and lets nobody in.
+        std::fs::write(&allow, "ann at a\nbob@*\n")?;
         lab.tool(0, "ulpm_command", &migrate)?.failure(&["ann@a may not send"])?;
+        ensure!(lab.hosts[1].log().contains("line 1 of"), "{}", lab.hosts[1].log());
         std::fs::remove_file(allow)?;
         lab.tool(0, "ulpm_coordinator", &["--revoke", "bob@b"])?.success()?;
         lab.tool(0, "ulpm_coordinator", &["--revoke", "bob@b"])?.failure(&["no host"])?;
@@ -106,7 +112,11 @@ fn without_a_cluster_nobody_beyond_the_host_is_listened_to() -> Result {
         host.quit_coordinator()?;
         lab.tool(0, "ulpm_coordinator", &listen)?
             .failure(&["without a cluster", "--init-cluster"])?;
-        lab.tool(0, "ulpm_coordinator", &["--invite"])?.failure(&["ca-key.pem"])?;
+        for ask in [&["--invite"][..], &["--revoke", "bob@b"]] {
+            let said = lab.tool(0, "ulpm_coordinator", ask)?;
+            ensure!(said.code == 66, "exit status {}", said.code);
+            said.failure(&["in no cluster", "--init-cluster"])?;
+        }
         lab.tool(0, "ulpm_coordinator", &["--join-cluster", "nonsense"])?.failure(&["--invite"])?;
         lab.tool(0, "ulpm_coordinator", &["--init-cluster", "--name", "a b"])?
             .failure(&["no name for a host"])?;
@@ -115,6 +125,30 @@ fn without_a_cluster_nobody_beyond_the_host_is_listened_to() -> Result {
         lab.tool(0, "ulpm_coordinator", &coordinator(lab, 0, &["--invite"]))?
             .failure(&["no coordinator of this host listens"])?;
         host.start_coordinator()
+    })
+}
+
+#[test]
+fn invitation_that_has_expired_says_so() -> Result {
+    Lab::one_host(|lab| {
+        let host = &lab.hosts[0];
+        host.quit_coordinator()?;
+        lab.tool(0, "ulpm_coordinator", &["--init-cluster"])?.success()?;
+        host.start_coordinator()?;
+        let authority = Authority::open(&host.cluster())?;
+        let invitation = authority.invite(vec![host.address()], Duration::ZERO)?.to_string();
+        let made = Instant::now();
+        until("the invitation to expire", DEADLINE, || {
+            Ok((made.elapsed() > Duration::from_secs(2)).then_some(()))
+        })?;
+        let there = lab.dir.join("there").to_string_lossy().into_owned();
+        let join = ["--cluster", &there, "--name", "eve@e", "--join-cluster", &invitation];
+        lab.tool(0, "ulpm_coordinator", &join)?.failure(&[
+            "invitation",
+            "has expired",
+            "--invite",
+        ])?;
+        Ok(())
     })
 }
 

@@ -71,6 +71,28 @@ fn end(mut client: Client, guest: &Guest<'_>) -> Result {
     Ok(())
 }
 
+/// A job that has a client outside of it is not ended where that is not wanted, and its client does not notice.
+#[test]
+fn job_with_a_client_outside_is_not_ended_if_that_is_refused() -> Result {
+    Lab::one_host(|lab| {
+        let guest = lab.launch(&server("127.0.0.1"))?;
+        let port = port_of(&guest)?;
+        let mut client = Client::start(&lab.hosts[0], "127.0.0.1", &port, 2)?;
+        client.order("pause")?;
+        let save = ["--checkpoint", "--kill", "--outside-sockets", "refuse", &guest.name];
+        lab.tool(0, "ulpm_command", &save)?.failure(&[
+            "goes on",
+            "a connection to 127.0.0.1",
+            "outside the job",
+        ])?;
+        let left = std::fs::read_dir(lab.images().join(&guest.name)).map_or(0, Iterator::count);
+        ensure!(left == 0, "{left} checkpoints are left");
+        client.order("go")?;
+        client.order("pause")?;
+        end(client, &guest)
+    })
+}
+
 /// Clients that send and receive without end while the server is checkpointed every 50 ms: every answer is right, and
 /// none is late.
 fn under_load(seconds: u64) -> Result {

@@ -140,6 +140,55 @@ fn wrong_command_lines() -> Result {
     })
 }
 
+/// A port that cannot be one is a wrong command line, and no host that does not answer.
+#[test]
+fn ports_that_cannot_be() -> Result {
+    Lab::one_host(|lab| {
+        let cases: [(&str, &[&str]); 5] = [
+            ("ulpm_command", &["--migrate", "b:65536"]),
+            ("ulpm_command", &["--check", "b:x"]),
+            ("ulpm_command", &["-c", "b:99999", "--status"]),
+            ("ulpm_coordinator", &["--listen", "127.0.0.1:65536"]),
+            ("ulpm_launch", &["-c", "b:65536", "true"]),
+        ];
+        for (tool, arguments) in cases {
+            let output = lab.tool(0, tool, arguments)?;
+            ensure!(output.code == 64, "{}: {} {}", output.command, output.code, output.stderr);
+            output.failure(&["is no port"])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn coordinator_of_another_user() -> Result {
+    if !is_root() {
+        println!("only root can ask as another user");
+        return Ok(());
+    }
+    Lab::one_host(|lab| {
+        let as_nobody = |arguments: &[&std::ffi::OsStr]| -> Result<Output> {
+            let mut command = lab.hosts[0].command("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+            command.arg(lab.bin.join("ulpm_command")).args(arguments).current_dir("/");
+            lab.output(command)
+        };
+        if as_nobody(&["--version".as_ref()])?.code != 0 {
+            println!("nobody may not run ULPM's programs here");
+            return Ok(());
+        }
+        let socket = lab.hosts[0].socket.as_os_str();
+        let output = as_nobody(&["-c".as_ref(), socket, "--status".as_ref()])?;
+        ensure!(output.code == 77, "exit status {}: {}", output.code, output.stderr);
+        output.failure(&["is user root's", "-c"])?;
+        // An image in a directory that one may not enter.
+        let images = lab.images();
+        let output = as_nobody(&["--inspect".as_ref(), images.join("x").as_os_str()])?;
+        ensure!(output.code == 77, "exit status {}: {}", output.code, output.stderr);
+        Ok(())
+    })
+}
+
 #[test]
 fn jobs_that_do_not_exist_and_jobs_that_are_not_named() -> Result {
     Lab::one_host(|lab| {

@@ -4,8 +4,8 @@
 //! old addresses of its ends, which the job table keeps. An end whose other one is gone, or is no process of
 //! the job, is connected to one of our own, which sends what the socket held and is closed.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -380,6 +380,14 @@ impl Inet {
     }
 }
 
+impl<'a> Sockets<'a> {
+    /// The other end of a connection, if it is in the job.
+    fn other_tcp_end(&self, saved: &Socket) -> Option<&'a Socket> {
+        let other = self.saved.get(&saved.peer_inode).copied();
+        other.filter(|other| is_tcp(other) && other.peer_inode == saved.inode)
+    }
+}
+
 impl Sockets<'_> {
     fn inet_sockets(&self) -> Vec<&Socket> {
         let mut all: Vec<&Socket> =
@@ -421,6 +429,34 @@ impl Sockets<'_> {
         self.note_names(&all)
     }
 
+    /// Refuses connections to programs outside the job that have not ended.
+    pub(super) fn refuse_inet_outside(&self) -> Result<(), RestartError> {
+        let all = self.inet_sockets();
+        let listening = || all.iter().filter(|saved| saved.state == state::LISTENING);
+        let name =
+            |address: &[u8]| parse(address).map_or_else(String::new, |found| found.to_string());
+        let waiting: HashSet<u64> =
+            listening().flat_map(|saved| saved.waiting.iter().copied()).collect();
+        let stranger = |saved: &&&Socket| {
+            saved.waiting.iter().any(|inode| *inode != 0 && !self.saved.contains_key(inode))
+        };
+        if let Some(saved) = listening().find(stranger) {
+            return Err(outside(&format!("a connection to {}", name(&saved.local))));
+        }
+        let is_outside = |saved: &&&Socket| {
+            is_tcp(saved)
+                && saved.state == state::CONNECTED
+                && saved.shutdown & BY_THE_OTHER == 0
+                && saved.peer_inode != saved.inode
+                && !waiting.contains(&saved.inode)
+                && self.other_tcp_end(saved).is_none()
+        };
+        match all.iter().find(is_outside) {
+            Some(saved) => Err(outside(&format!("a connection to {}", name(&saved.peer)))),
+            None => Ok(()),
+        }
+    }
+
     /// Those who wait to be accepted connect again.
     fn connect_waiting(&mut self, listening: &Socket) -> Result<(), RestartError> {
         let Some(address) = self.made.get(&listening.inode).and_then(local_of) else {
@@ -429,9 +465,6 @@ impl Sockets<'_> {
         for &inode in &listening.waiting {
             let saved = self.saved.get(&inode).copied();
             if inode != 0 && saved.is_none() {
-                if self.circumstances.outside == Outside::Refuse {
-                    return Err(outside(&format!("a connection to {address}")));
-                }
                 continue;
             }
             let fd = match saved {
@@ -473,12 +506,7 @@ impl Sockets<'_> {
             self.made.insert(saved.inode, with_itself(saved)?);
             return Ok(());
         }
-        let other = self
-            .saved
-            .get(&saved.peer_inode)
-            .copied()
-            .filter(|other| is_tcp(other) && other.peer_inode == saved.inode);
-        if let Some(other) = other {
+        if let Some(other) = self.other_tcp_end(saved) {
             let (own, theirs) = self.inet.connection(saved, other)?;
             self.made.insert(saved.inode, own);
             self.made.insert(other.inode, theirs);
@@ -488,8 +516,7 @@ impl Sockets<'_> {
         let name = || parse(&saved.peer).map_or_else(String::new, |peer| peer.to_string());
         match self.circumstances.outside {
             _ if gone => {}
-            Outside::Reset => {}
-            Outside::Refuse => return Err(outside(&format!("a connection to {}", name()))),
+            Outside::Reset | Outside::Refuse => {}
             Outside::Repair => match repair::connection(saved) {
                 Ok(fd) => {
                     self.made.insert(saved.inode, fd);

@@ -25,7 +25,7 @@ use crate::path_map::PathMap;
 pub use unix::Names;
 
 /// How a restart is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Circumstances {
     /// See [`Outside`].
     pub outside: Outside,
@@ -66,6 +66,12 @@ impl<'a> Sockets<'a> {
             unix: unix::Unix::default(),
             inet: inet::Inet::default(),
         }
+    }
+
+    /// Refuses what is connected to programs outside the job.
+    pub(super) fn refuse_outside(&self) -> Result<(), RestartError> {
+        self.refuse_unix_outside()?;
+        self.refuse_inet_outside()
     }
 
     /// Makes all of them.

@@ -17,7 +17,7 @@ use ulpm_image::meta::{Socket, SocketMessage, socket_state as state};
 use ulpm_protocol::table::SocketName;
 use ulpm_sys::socket::{self, af, so};
 
-use super::{Outside, Sockets};
+use super::Sockets;
 use crate::error::{RestartError, system};
 use crate::path_map::PathMap;
 
@@ -113,6 +113,14 @@ fn text(address: &[u8]) -> String {
     }
 }
 
+/// Who waits to be accepted, and by which listener.
+fn waiting(all: &[&Socket]) -> HashMap<u64, u64> {
+    let clients = |saved: &&Socket| {
+        saved.waiting.iter().map(|&client| (client, saved.inode)).collect::<Vec<_>>()
+    };
+    all.iter().flat_map(clients).collect()
+}
+
 impl<'a> Sockets<'a> {
     /// By the inode of each socket, who its other end was when it connected: the kernel takes us for it.
     pub(super) fn credentials(&self) -> Vec<(u64, SocketName)> {
@@ -150,13 +158,7 @@ impl<'a> Sockets<'a> {
     /// Makes all unix sockets; datagram sockets are connected when their queues have been filled.
     pub(super) fn make_unix(&mut self, paths: &PathMap) -> Result<(), RestartError> {
         let all = self.unix_sockets();
-        let waiting: HashMap<u64, u64> = all
-            .iter()
-            .flat_map(|saved| saved.waiting.iter().map(|&client| (client, saved.inode)))
-            .collect();
-        if self.circumstances.outside == Outside::Refuse {
-            self.refuse_outside(&all, &waiting)?;
-        }
+        let waiting = waiting(&all);
         for saved in all.iter().filter(|saved| saved.state == state::LISTENING) {
             let fd = new_socket(saved.kind)?;
             self.bind(saved, &fd, paths)?;
@@ -202,11 +204,9 @@ impl<'a> Sockets<'a> {
         Ok(())
     }
 
-    fn refuse_outside(
-        &self,
-        all: &[&Socket],
-        waiting: &HashMap<u64, u64>,
-    ) -> Result<(), RestartError> {
+    pub(super) fn refuse_unix_outside(&self) -> Result<(), RestartError> {
+        let all = self.unix_sockets();
+        let waiting = waiting(&all);
         let is_outside = |saved: &&&Socket| {
             let elsewhere = if saved.peer_inode == 0 {
                 saved.kind != libc::SOCK_DGRAM
