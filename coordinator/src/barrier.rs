@@ -190,8 +190,9 @@ impl Freeze {
         self.deferred = false;
         for seen in &scan.members {
             let phase = self.members.get(&seen.pid);
-            if others_run && seen.stopped && matches!(phase, None | Some(Phase::Unreached)) {
-                self.members.insert(seen.pid, Phase::Unreached);
+            // Also one that was stopped when it had been told already.
+            if others_run && seen.stopped && phase != Some(&Phase::Frozen) {
+                self.members.entry(seen.pid).or_insert(Phase::Unreached);
                 self.deferred = true;
                 continue;
             }
@@ -469,6 +470,18 @@ mod tests {
         freeze.frozen(Pid(2));
         freeze.scanned(&both, now, now);
         assert_eq!(freeze.step(now), Step::Done);
+    }
+
+    #[test]
+    fn who_stops_when_it_was_told_is_continued_when_all_others_are_frozen() {
+        let (mut freeze, now) = freeze();
+        let one = Seen { connected: true, ..seen(1) };
+        let other = Seen { connected: true, ..seen(2) };
+        freeze.scanned(&scan(&[one, other]), now, now);
+        let stops = scan(&[one, Seen { stopped: true, ..other }]);
+        assert_eq!(freeze.scanned(&stops, now, now), []);
+        freeze.frozen(Pid(1));
+        assert_eq!(freeze.scanned(&stops, now, now), [Action::WakeStopped(Pid(2))]);
     }
 
     #[test]

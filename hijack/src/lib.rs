@@ -37,6 +37,7 @@ mod process;
 mod requests;
 mod restart;
 mod seals;
+mod stops;
 mod threads;
 mod timed;
 mod timers;

@@ -20,7 +20,7 @@ use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, connections, heap, notices, owners, requests, threads, timers};
+use crate::{arch, connections, heap, notices, owners, requests, stops, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -238,6 +238,11 @@ impl Manager {
         match freeze::freeze(self.own, epoch, deadline_ms) {
             Ok((threads, leader_gone)) => {
                 requests::wait_until_done();
+                if flags & FREEZE_STOPPED == 0 {
+                    stops::note(self.own, &self.table);
+                } else {
+                    stops::clear(); // Its children may have been continued before it.
+                }
                 self.looked_into = Some(capture::LookedInto::allow());
                 self.frozen =
                     Some(Frozen { epoch, stopped: flags & FREEZE_STOPPED != 0, leader_gone });
@@ -387,14 +392,20 @@ impl Manager {
         if core::mem::take(&mut self.restored) != 0 {
             // If this stops us, it returns when the next freeze has begun: what that holds stays held.
             crate::locks::take_all(self.own, &self.table);
+            let stops = crate::restart::will_stop();
             crate::restart::before_first_thaw();
             connections::go_on();
+            if !stops {
+                stops::forget_repeated(&self.table);
+            }
             freeze::thaw(self.own, 0);
         } else if let Some(frozen) = self.frozen.take() {
             connections::go_on();
             if frozen.stopped {
                 // Takes effect before this call returns; what follows happens after a SIGCONT.
                 let _ = ulpm_sys::kill(ulpm_sys::getpid(), signal::SIGSTOP);
+            } else {
+                stops::forget_repeated(&self.table);
             }
             freeze::thaw(self.own, frozen.epoch);
         } else if self.own.records.load(Ordering::Acquire) != 0 {

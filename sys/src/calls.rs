@@ -1151,6 +1151,24 @@ pub fn wait4(pid: i32, options: usize) -> Result<(i32, i32), Errno> {
         .map(|pid| (int(pid), status))
 }
 
+/// Whether a child has stopped and this is still to be told; if `take`, it has been told by this.
+///
+/// # Errors
+///
+/// CHILD.
+pub fn stopped_child(pid: i32, take: bool) -> Result<bool, Errno> {
+    /// P_PID; WNOHANG | WSTOPPED, WNOWAIT (include/uapi/linux/wait.h).
+    const PID: usize = 1;
+    const STOPPED: usize = 1 | 2;
+    const LEAVE: usize = 0x0100_0000;
+    let mut info = crate::signal::SigInfo::zeroed();
+    let options = if take { STOPPED } else { STOPPED | LEAVE };
+    let at = (&raw mut info).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::WAITID, [PID, word(pid), at, options, 0, 0]) })?;
+    Ok(info.pid != 0)
+}
+
 /// `struct clone_args` (include/uapi/linux/sched.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -285,6 +285,7 @@ fn shell_goes_on_with_a_stopped_and_a_background_job() -> Result {
                 return Ok(());
             }
             twin.write("\u{1a}")?;
+            // `jobs` has said this before: the checkpoint may come at any moment of its stopping.
             shows(&twin, "Stopped                 cat\r\n")?;
             checkpoint = lab.checkpoint_and_kill(&twin)?;
         }
