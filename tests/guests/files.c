@@ -53,6 +53,7 @@ int main(int argc, char **argv)
     CHECK(stream != NULL);
     FILE *nameless = argc > 2 ? tmpfile() : fopen("named", "w+e");
     CHECK(nameless != NULL);
+    CHECK_EQ(fcntl(STDERR_FILENO, F_SETFL, fcntl(STDERR_FILENO, F_GETFL) | O_NONBLOCK), 0);
     int flags[] = {fcntl(shared, F_GETFL), fcntl(output, F_GETFL), fcntl(log, F_GETFL), fcntl(sync, F_GETFL)};
 
     /* The child reads every other record through the same offset. */
@@ -101,6 +102,8 @@ int main(int argc, char **argv)
         CHECK_EQ(fcntl(output, F_GETFL), flags[1]);
         CHECK_EQ(fcntl(log, F_GETFL), flags[2]);
         CHECK_EQ(fcntl(sync, F_GETFL), flags[3]);
+        CHECK(fcntl(STDERR_FILENO, F_GETFL) & O_NONBLOCK);
+        CHECK(!(fcntl(STDOUT_FILENO, F_GETFL) & O_NONBLOCK));
         CHECK_EQ(fcntl(shared, F_GETFD), 0);
         CHECK_EQ(fcntl(alone, F_GETFD), FD_CLOEXEC);
         CHECK_EQ(fcntl(high, F_GETFD), FD_CLOEXEC);

@@ -222,14 +222,21 @@ pub(super) fn open_own(options: &OpenOptions, path: &Path) -> io::Result<File> {
 /// One of our own standard streams; /dev/null for one that is closed.
 pub(super) fn stream(description: &Description) -> Result<OwnedFd, RestartError> {
     let fd = RawFd::try_from(description.inode).unwrap_or(0).min(2);
-    if description.flags.cast_signed() & libc::O_NONBLOCK != 0
-        && let Some(opened) = without_waiting(fd, description)
-    {
+    let waits = description.flags.cast_signed() & libc::O_NONBLOCK == 0;
+    if !waits && let Some(opened) = without_waiting(fd, description) {
         return Ok(opened);
     }
     // SAFETY: the call takes numbers only.
     let duplicate = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if duplicate >= 0 {
+        // SAFETY: the calls take numbers only.
+        unsafe {
+            // Others who have this terminal would notice; with what else there is, the program has done so before.
+            if !waits && libc::isatty(fd) == 0 {
+                let flags = libc::fcntl(fd, libc::F_GETFL);
+                libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
+            }
+        }
         // SAFETY: the descriptor was just made and is nobody else's.
         return Ok(unsafe { OwnedFd::from_raw_fd(duplicate) });
     }
@@ -238,18 +245,21 @@ pub(super) fn stream(description: &Description) -> Result<OwnedFd, RestartError>
         .map_err(|source| RestartError::Read { path: "/dev/null".into(), source })
 }
 
-/// The terminal that one of our streams is, opened anew for a program that does not wait for it: ours belongs to others
-/// too, and the program's other streams may lead to it.
+/// The terminal, pipe or log that one of our streams is, opened anew for a program that does not wait for it: ours belongs
+/// to others too, and the program's other streams may lead to it.
 fn without_waiting(fd: RawFd, description: &Description) -> Option<OwnedFd> {
-    // SAFETY: the call takes a number only.
-    if unsafe { libc::isatty(fd) } == 0 {
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{fd}")).ok()?;
+    let link = std::fs::read_link(path.to_str().ok()?).ok()?;
+    // SAFETY: the calls take numbers only.
+    let (terminal, ours) = unsafe { (libc::isatty(fd) != 0, libc::fcntl(fd, libc::F_GETFL)) };
+    // A file's offset is shared with whoever has opened it, unless all write at its end.
+    if !terminal && !link.to_string_lossy().starts_with("pipe:") && ours & libc::O_APPEND == 0 {
         return None;
     }
-    let path = std::ffi::CString::new(format!("/proc/self/fd/{fd}")).ok()?;
     let kept = libc::O_ACCMODE | libc::O_NONBLOCK;
-    let flags = description.flags.cast_signed() & kept | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let flags = description.flags.cast_signed() & kept | ours & libc::O_APPEND;
     // SAFETY: the path is NUL-terminated.
-    let opened = unsafe { libc::open(path.as_ptr(), flags) };
+    let opened = unsafe { libc::open(path.as_ptr(), flags | libc::O_NOCTTY | libc::O_CLOEXEC) };
     // SAFETY: the descriptor was just opened and is nobody else's.
     (opened >= 0).then(|| unsafe { OwnedFd::from_raw_fd(opened) })
 }
