@@ -51,11 +51,11 @@ pub(super) fn collect(subject: &Subject<'_>, meta: &mut Meta) -> Result<(), Fail
             .and_then(octal)
             .and_then(|mask| u32::try_from(mask).ok())
             .unwrap_or(0o022),
-        // SAFETY: the argument asks for the present value.
-        personality: unsafe { syscall(nr::PERSONALITY, [0xffff_ffff, 0, 0, 0, 0, 0]) } as u64,
+        personality: personality(),
         dumpable: subject.dumpable,
         subreaper: word(pr::GET_CHILD_SUBREAPER),
-        no_new_privs: flag(pr::GET_NO_NEW_PRIVS),
+        // The manager, like every thread, has its own, and that from before when the program sets it.
+        no_new_privs: number(b"NoNewPrivs:").and_then(decimal).unwrap_or(0),
         thp_disable: flag(pr::GET_THP_DISABLE),
         monotonic_ns: 0, // see `stop_clocks`
         boottime_ns: 0,
@@ -160,6 +160,15 @@ fn groups(status: &[u8]) -> alloc::vec::Vec<u32> {
         .split(|&byte| byte == b' ')
         .filter_map(|group| decimal(group).and_then(|group| u32::try_from(group).ok()))
         .collect()
+}
+
+/// The leading thread's: each thread has its own, the manager that from before when the program changes it.
+fn personality() -> u64 {
+    let mut buffer = [0; 32];
+    let text = read_file(c"/proc/self/personality", &mut buffer).trim_ascii_end();
+    // SAFETY: the argument asks for the present value.
+    let own = || unsafe { syscall(nr::PERSONALITY, [0xffff_ffff, 0, 0, 0, 0, 0]) } as u64;
+    hex(text).unwrap_or_else(own)
 }
 
 fn oom_score_adj() -> i64 {

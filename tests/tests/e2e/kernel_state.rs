@@ -14,6 +14,7 @@ fn timeout() -> Program {
 whole_life! {
     posix_timers => Program::guest("posix_timers", 150);
     attributes => Program::guest("attributes", 150);
+    attributes_of_processes => Program::guest("process_state", 150);
     raw_calls => Program::guest("raw_calls", 100);
     senders => Program::guest("senders", 100);
     proc_paths => Program::guest("proc_paths", 100);
