@@ -256,9 +256,13 @@ impl Patience {
 
     /// Whether what went wrong may go right now. Waits for that, while the job goes on.
     pub(crate) async fn may_try_again(&mut self, job: &mut Job, why: &JobError) -> bool {
-        if !matches!(why, JobError::Manager { failure: Failure::Again, .. })
-            || Instant::now() + self.pause > self.until
-        {
+        matches!(why, JobError::Manager { failure: Failure::Again, .. })
+            && self.pause(job, why).await
+    }
+
+    /// Waits before another attempt, while the job goes on; false if there have been enough.
+    pub(crate) async fn pause(&mut self, job: &mut Job, why: &JobError) -> bool {
+        if Instant::now() + self.pause > self.until {
             return false;
         }
         tracing::debug!("job {}: tried again in {:?}: {why}", job.meta.name, self.pause);

@@ -202,6 +202,8 @@ struct Leaving<'a> {
     running: Option<(JobId, Option<String>)>,
     /// What the checks have found.
     findings: Vec<Finding>,
+    /// Files that the target was asked for.
+    paths: Vec<String>,
     /// The first thing that went wrong.
     why: Option<JobError>,
 }
@@ -217,6 +219,12 @@ impl Leaving<'_> {
             matches!(&source, CodecError::Io(error) if error.kind() == io::ErrorKind::TimedOut);
         let why = target_lost(&self.name, &self.target, source);
         self.because(why, if late { SourceEvent::Late } else { SourceEvent::Lost })
+    }
+
+    /// Whether the target has not accepted, and was asked for a file that was there for a moment only.
+    fn asked_for_what_is_gone(&self) -> bool {
+        let is_gone = |path: &String| std::fs::symlink_metadata(path).is_err();
+        self.token.is_empty() && self.paths.iter().any(is_gone)
     }
 
     /// What a message, or its absence, means.
@@ -308,12 +316,18 @@ impl Job {
                 image: String::new(),
                 running: None,
                 findings: Vec::new(),
+                paths: Vec::new(),
                 why: None,
             };
             // The target has given up what it had of the last attempt, or does so when that connection ends.
             let done = self.hand_over(&mut leaving).await;
             match &done {
                 Err(error) if patience.may_try_again(self, error).await => {}
+                Err(error) if leaving.asked_for_what_is_gone() => {
+                    if !patience.pause(self, error).await {
+                        break done;
+                    }
+                }
                 _ => break done,
             }
         };
@@ -448,6 +462,7 @@ impl Job {
             return Some(leaving.because(why, SourceEvent::Failed));
         }
         leaving.findings = findings;
+        leaving.paths = offer.paths.iter().map(|needed| needed.path.clone()).collect();
         let nobody = BTreeSet::new();
         let shared = Arc::clone(&self.shared);
         let (target, ssh) = (leaving.target.clone(), leaving.manner.ssh.clone());

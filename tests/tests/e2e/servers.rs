@@ -114,6 +114,11 @@ fn git_daemon() -> Result {
     lives(&server("git", 14), 2)
 }
 
+#[test]
+fn git_daemon_moves_there_and_back_and_there() -> Result {
+    moves(&server("git", 30))
+}
+
 mod openmpi {
     #[test]
     fn goes_on_from_checkpoints_in_a_row() -> ulpm_tests::Result {
