@@ -8,6 +8,8 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
 use ulpm_protocol::table::{LEN, Table};
@@ -50,6 +52,7 @@ impl Mapped {
         paths: [&[u8]; 3],
     ) -> io::Result<Self> {
         file.set_len(LEN as u64)?;
+        reserve(&file)?;
         let base = map(&file)?;
         // SAFETY: as in `open`; the file was empty, so all bytes are zero, and its name is not yet
         // known to anybody.
@@ -64,15 +67,28 @@ impl Mapped {
 
     /// Forgets all elections, so that the table cannot fill up with them.
     pub(crate) fn forget_claims(&self) -> io::Result<()> {
-        use nix::fcntl::{FallocateFlags, fallocate};
         use std::os::unix::fs::FileExt;
         let (offset, len) = Table::claims_range();
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let punched = match (libc::off_t::try_from(offset), libc::off_t::try_from(len)) {
-            (Ok(offset), Ok(len)) => fallocate(self.file.as_fd(), flags, offset, len).is_ok(),
+        // What was reserved stays so, which rules out a hole.
+        let zeroed = match (libc::off_t::try_from(offset), libc::off_t::try_from(len)) {
+            (Ok(offset), Ok(len)) => {
+                let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+                fallocate(self.file.as_fd(), flags, offset, len).is_ok()
+            }
             _ => false,
         };
-        if punched { Ok(()) } else { self.file.write_all_at(&vec![0; len], offset as u64) }
+        if zeroed { Ok(()) } else { self.file.write_all_at(&vec![0; len], offset as u64) }
+    }
+}
+
+/// Takes all the room that a table ever needs: on a disk that is full, a page for which there is none ends whoever
+/// touches it, which is every process of the job.
+fn reserve(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let len = libc::off_t::try_from(LEN).map_err(io::Error::other)?;
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(Errno::EOPNOTSUPP) => file.write_all_at(&vec![0; LEN], 0),
+        other => Ok(other?),
     }
 }
 
