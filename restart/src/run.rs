@@ -16,7 +16,7 @@ use nix::sys::stat::fstat;
 use ulpm_control::link::{JobLink, exit_code};
 use ulpm_control::message::{Outside, Policy, Restart, Stream};
 use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, host, place};
-use ulpm_protocol::table::{SlotState, Table};
+use ulpm_protocol::table::{Handover, SlotState, Table};
 use ulpm_restorer::{FAILURE_LEN, Failure};
 use ulpm_sys::arch::xsave::Layout;
 
@@ -140,8 +140,14 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         let root = forked.iter().find(|forked| forked.virt == checkpoint.root).copied();
         forward_signals(root);
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None);
-        wait_until_running(&mut client, &mut failures, table)?;
-        Ok(root)
+        match wait_until_running(&mut client, &mut failures, table) {
+            // A job that came from another host has no other instance from the moment at which its table says that it goes
+            // on here, also if the coordinator died before it could tell us.
+            Err(error) if options.hold.is_none() || table.handover() != Handover::None => {
+                Err(error)
+            }
+            _ => Ok(root),
+        }
     });
     let root = match result {
         Ok(root) => root,
