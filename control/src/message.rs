@@ -228,6 +228,11 @@ pub enum Request {
     },
     /// From another coordinator: whether it would be told [`PeerMessage::Accept`]. [`Reply::Found`].
     CheckOffer(Box<Offer>),
+    /// From a target that has only the image of a job: [`Reply::Decision`].
+    Ask {
+        /// From [`PeerMessage::Accept`].
+        token: String,
+    },
 }
 
 /// From a coordinator.
@@ -276,6 +281,8 @@ pub enum Reply {
     Checked(Vec<Checked>),
     /// What a target says of an offer.
     Found(Vec<Finding>),
+    /// Whether a job is the target's; nothing if that is not decided, or not known.
+    Decision(Option<bool>),
 }
 
 /// Whether something is in the way of a move.
@@ -598,6 +605,8 @@ pub struct Offer {
     pub outside: Outside,
     /// Certificates that count no more, as the source knows.
     pub revoked: Option<Vec<u8>>,
+    /// The port at which the source can be asked for its decision, if there is one.
+    pub port: Option<u16>,
 }
 
 /// Between two coordinators, after [`Request::Offer`].
@@ -607,6 +616,7 @@ pub struct Offer {
 ///    │── Request::Offer ─────────▶│
 ///    │◀──────── Accept or Refuse ─│
 ///    │── Manifest ───────────────▶│  when all images were sent
+///    │◀──────────────────── Alive ─│  every two seconds
 ///    │◀─────── Prepared or Refuse ─│  every process waits for its thaw
 ///    │── Commit or Abort ────────▶│  the source never goes on after Commit
 ///    │◀─────── Running or Refuse ─│
@@ -649,4 +659,6 @@ pub enum PeerMessage {
     },
     /// The job goes on at the source.
     Abort,
+    /// Target: it is at work still. Said every two seconds until the job runs.
+    Alive,
 }

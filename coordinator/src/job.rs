@@ -491,6 +491,13 @@ impl Job {
             self.proved.insert(hello.real, stat.start);
         }
         self.fresh = false;
+        if self.doing == "running"
+            && let Some(token) = &self.meta.offered
+            && self.table.table().handover() == Handover::None
+        {
+            // The last coordinator died before it had decided.
+            self.shared.gives_up(token);
+        }
         if let Some(old) = self.managers.insert(hello.real, manager)
             && self.writing.get(&hello.real) == Some(&old.id)
         {
@@ -545,14 +552,13 @@ impl Job {
         if self.restoring.is_none() {
             return;
         }
-        let virt = self
-            .table
-            .table()
-            .slots()
-            .iter()
-            .find(|slot| slot.real() == pid)
-            .map_or(pid, |s| s.virt());
+        let virt = self.virtual_of(pid);
         self.fail_restart(JobError::RestartDied { virt }).await;
+    }
+
+    fn virtual_of(&self, pid: i32) -> i32 {
+        let table = self.table.table();
+        table.slots().iter().find(|slot| slot.real() == pid).map_or(pid, |slot| slot.virt())
     }
 
     async fn fail_restart(&mut self, error: JobError) {
@@ -625,11 +631,19 @@ impl Job {
                     ready,
                     answer,
                     held: false,
-                    deadline: Instant::now() + RESTART_TIMEOUT,
+                    deadline: Instant::now() + crate::fault::hurried(RESTART_TIMEOUT),
                 });
             }
             Command::Release(answer) => {
-                let result = if self.restoring.as_ref().is_some_and(|restoring| restoring.held) {
+                // One that was killed while it waited may not have been missed yet. From here on they go on, and
+                // whoever dies then has died of his own.
+                let is_dead = |pid: i32| Stat::of(pid).is_none_or(|stat| stat.is_zombie());
+                let dead = self.managers.keys().copied().find(|&pid| is_dead(pid));
+                let result = if let Some(pid) = dead {
+                    let virt = self.virtual_of(pid);
+                    self.fail_restart(JobError::RestartDied { virt }).await;
+                    Err(JobError::RestartDied { virt })
+                } else if self.restoring.as_ref().is_some_and(|restoring| restoring.held) {
                     self.table.table().set_handover(Handover::None);
                     self.release().await;
                     Ok(())

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -18,13 +20,17 @@ use ulpm_cluster::{Cluster, ClusterError, Role};
 use ulpm_control::message::Ssh;
 use ulpm_control::place;
 
-use crate::server::keep_alive;
+use crate::fault::hurried;
 use crate::ssh::{self, SshError};
 
 /// How long a connection to another host may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same by ssh, which may have to start a coordinator there.
 const SSH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the kernel waits for a host that does not answer before it takes a connection for broken: first until it
+/// asks whether the other is there, then from question to question, for so many of them; and for what was sent.
+const KEEP_ALIVE: [u32; 3] = [3, 2, 3];
+const UNANSWERED_MS: u32 = 9_000;
 /// How long whoever connects may take to show a certificate.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// So many may be about to show one; further ones are turned away.
@@ -61,6 +67,16 @@ pub(crate) enum Link {
 }
 
 impl Link {
+    /// The other host; not known of one that came by ssh.
+    pub(crate) fn from(&self) -> Option<IpAddr> {
+        let tcp = match self {
+            Self::Unix(_) => return None,
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        Some(canonical(tcp.peer_addr().ok()?).ip())
+    }
+
     /// The connection for a thread that waits.
     pub(crate) fn into_blocking(self) -> io::Result<ulpm_cluster::Stream> {
         let blocking = |tcp: TcpStream| {
@@ -260,7 +276,7 @@ impl Network {
             };
             Ok((link, address))
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
+        tokio::time::timeout(hurried(CONNECT_TIMEOUT), connecting).await.map_err(late)?
     }
 
     /// Leave to shake hands with one more; `None` when too many are at it.
@@ -286,6 +302,19 @@ impl Network {
             io::Error::new(io::ErrorKind::PermissionDenied, "a certificate without a name")
         })?;
         Ok((Link::Tls(Box::new(tls.into())), Caller::Known(role)))
+    }
+}
+
+/// Lets the kernel find out when the other host has gone, also while there is nothing to be said.
+pub(crate) fn keep_alive(stream: &impl AsFd) {
+    let [idle, interval, count] = KEEP_ALIVE;
+    let set = setsockopt(stream, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &idle))
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &interval))
+        .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &count))
+        .and_then(|()| setsockopt(stream, sockopt::TcpUserTimeout, &UNANSWERED_MS));
+    if let Err(error) = set {
+        tracing::debug!("no keep-alive: {error}");
     }
 }
 

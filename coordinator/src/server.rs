@@ -1,12 +1,11 @@
 //! Sockets: who connects, what they ask, and who answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -57,6 +56,8 @@ pub struct Shared {
     jobs: Mutex<BTreeMap<JobId, Handle>>,
     moved: Mutex<BTreeMap<JobId, Moved>>,
     arrived: Mutex<HashMap<String, Arrived>>,
+    /// Hand-overs that came to nothing, of jobs that were seen to go on here.
+    given_up: Mutex<HashSet<String>>,
     incoming: Mutex<HashMap<String, Incoming>>,
     /// Restarts that are to wait, by their hand-over.
     holds: Mutex<HashMap<String, Hold>>,
@@ -129,6 +130,7 @@ impl Shared {
             jobs: Mutex::default(),
             moved: Mutex::default(),
             arrived: Mutex::default(),
+            given_up: Mutex::default(),
             incoming: Mutex::default(),
             holds: Mutex::default(),
             quit: Notify::new(),
@@ -226,6 +228,26 @@ impl Shared {
         });
     }
 
+    /// Remembers a hand-over that came to nothing, of a job that goes on here.
+    pub(crate) fn gives_up(&self, token: &str) {
+        lock(&self.given_up).insert(token.into());
+    }
+
+    /// Whether a job that was offered elsewhere is there now; nothing if that is not decided, or not known. A job that has
+    /// ended with the machine is not known, and nobody takes its image away.
+    fn decision(&self, token: &str) -> Option<bool> {
+        let told = |moved: &Moved| moved.record.finished.is_some();
+        match lock(&self.moved).values().find(|moved| moved.record.token == token) {
+            Some(moved) => (!told(moved)).then_some(true),
+            None => lock(&self.given_up).contains(token).then_some(false),
+        }
+    }
+
+    /// The port at which other hosts reach this one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        lock(&self.listen).as_ref()?.rsplit_once(':')?.1.parse().ok()
+    }
+
     /// Announces a restart that is to wait.
     pub(crate) fn expect_hold(&self, token: &str, hold: Hold) {
         lock(&self.holds).insert(token.into(), hold);
@@ -277,8 +299,18 @@ impl Shared {
         }
     }
 
+    /// What is known of a job of which there is only the image; nothing if more is known by now.
+    pub(crate) fn kept(&self, token: &str) -> Option<ArrivedRecord> {
+        let arrived = lock(&self.arrived);
+        let arrived = arrived.get(token)?;
+        (arrived.kept && arrived.record.finished.is_none()).then(|| arrived.record.clone())
+    }
+
     /// The source of a hand-over says that it has decided; returns where its end is told.
-    fn decided(self: &Arc<Self>, token: &str) -> Option<watch::Receiver<Option<Finished>>> {
+    pub(crate) fn decided(
+        self: &Arc<Self>,
+        token: &str,
+    ) -> Option<watch::Receiver<Option<Finished>>> {
         let mut arrived = lock(&self.arrived);
         let arrived = arrived.get_mut(token)?;
         if arrived.record.finished.is_none() {
@@ -597,6 +629,7 @@ impl Shared {
             policy: ask.policy.clone(),
             root: None,
             origin: None,
+            offered: None,
         };
         let (handle, opened) = self.create(id, meta, ask.stdio, false, false)?;
         add_launcher(&opened.table, ask)?;
@@ -707,7 +740,7 @@ pub async fn serve(
                 Ok((stream, from)) => {
                     tracing::debug!("{from} connects");
                     let _ = stream.set_nodelay(true);
-                    keep_alive(&stream);
+                    network::keep_alive(&stream);
                     match shared.network.admit() {
                         Some(leave) => {
                             tokio::spawn(serve_tcp(Arc::clone(shared), stream, leave));
@@ -729,17 +762,6 @@ pub async fn serve(
 async fn out_of_descriptors(error: &io::Error) {
     tracing::warn!("cannot accept a connection: {error}");
     tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
-/// Lets the kernel find out when the other host has gone.
-pub(crate) fn keep_alive(stream: &TcpStream) {
-    let set = setsockopt(stream, sockopt::KeepAlive, &true)
-        .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &10))
-        .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &5))
-        .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &4));
-    if let Err(error) = set {
-        tracing::debug!("no keep-alive: {error}");
-    }
 }
 
 async fn serve_unix(shared: Arc<Shared>, mut stream: UnixStream) {
@@ -1056,6 +1078,7 @@ async fn answer(
                 chain: vec!["no job has come here by that hand-over".into()],
             }),
         },
+        Request::Ask { token } => Reply::Decision(shared.decision(&token)),
         Request::Offer(_) | Request::Images { .. } | Request::Join { .. } => {
             Reply::Error(Refusal {
                 code: exit::PROTOCOL,
@@ -1230,6 +1253,7 @@ async fn restart(
             policy,
             root: Some(ask.root),
             origin: hold.as_ref().map(|(token, _)| token.clone()),
+            offered: None,
         };
         shared.create(id, meta, ask.stdio, true, hold.is_some())
     });

@@ -65,6 +65,9 @@ pub struct JobMeta {
     pub root: Option<i32>,
     /// Token of the hand-over by which it came.
     pub origin: Option<String>,
+    /// Token of the last hand-over that was begun here.
+    #[serde(default)]
+    pub offered: Option<String>,
 }
 
 /// A job that went elsewhere.
@@ -109,6 +112,9 @@ pub struct ArrivedRecord {
     /// What becomes of sockets that are connected to programs outside the job.
     #[serde(default)]
     pub outside: Outside,
+    /// `HOST:PORT` where the source can be asked for its decision, if it listens.
+    #[serde(default)]
+    pub source: Option<String>,
     /// How far it has come.
     #[serde(default)]
     pub stage: Stage,
@@ -285,6 +291,7 @@ impl StateDir {
 /// The old one is still there.
 pub fn save<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(record)?;
+    crate::fault::disk()?;
     replace(path, &text, true)
 }
 

@@ -728,6 +728,7 @@ fn offer(lab: &Lab, cpu: Vec<String>) -> Offer {
         files: Files::Continue,
         outside: Outside::Reset,
         revoked: None,
+        port: None,
     }
 }
 

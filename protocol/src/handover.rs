@@ -39,6 +39,8 @@ pub enum Message {
     Kept,
     /// Source: the job goes on there.
     Abort,
+    /// Target: it has only the image, and asks whether it is to go on here or there.
+    Ask,
 }
 
 /// Where a source stands.
@@ -58,7 +60,7 @@ pub enum Source {
     Committed,
     /// The target has the job.
     Done,
-    /// The target has only its image: somebody has to be told.
+    /// The target has at most its image: somebody has to be told.
     Told,
     /// The job goes on here.
     GoesOn,
@@ -136,13 +138,15 @@ impl Source {
             (true, Word::Decided | Word::Gone) => (Self::Committed, &[End, Connect]),
             // Its managers have thawed it when they lost their coordinator.
             (true, Word::Undecided) => (Self::GoesOn, &[Forget, Thaw]),
+            // It ended with its machine. Whoever asks for it gets no answer.
+            (false, Word::Gone) => (Self::Told, &[]),
             (false, _) => (Self::GoesOn, &[Thaw]),
         }
     }
 
     /// Takes an event.
     pub fn on(&mut self, event: SourceEvent) -> &'static [SourceAction] {
-        use Message::{Abort, Accept, Commit, Images, Kept, Prepared, Refuse, Running};
+        use Message::{Abort, Accept, Ask, Commit, Images, Kept, Prepared, Refuse, Running};
         use SourceAction::{Capture, Connect, Decide, End, Forget, Freeze, Record, Send, Thaw};
         use SourceEvent as Event;
         let (next, actions): (Self, &'static [SourceAction]) = match (*self, event) {
@@ -163,9 +167,11 @@ impl Source {
             // Prepared may have been said before it could know.
             (Self::Committed, Event::Got(Kept | Refuse)) => (Self::Told, &[]),
             (Self::Committed, Event::Lost | Event::Late) => (Self::Committed, &[Connect]),
-            (Self::Committed, Event::Connected) => (Self::Committed, &[Send(Commit)]),
+            (Self::Committed, Event::Connected | Event::Got(Ask)) => {
+                (Self::Committed, &[Send(Commit)])
+            }
             // The target has not heard that it came to nothing.
-            (Self::GoesOn, Event::Got(Accept | Prepared)) => (Self::GoesOn, &[Send(Abort)]),
+            (Self::GoesOn, Event::Got(Accept | Prepared | Ask)) => (Self::GoesOn, &[Send(Abort)]),
             (state, _) => (state, &[]),
         };
         *self = next;
@@ -238,6 +244,8 @@ pub enum TargetAction {
     EndCopy,
     /// Tell a person where the image is and how to start it. The source's decision may still come.
     Tell,
+    /// Say `Ask` to the source, over connections of its own, until the decision comes.
+    Ask,
     /// Remove images and log.
     Discard,
 }
@@ -263,10 +271,10 @@ impl Target {
     /// The hand-over that a dead coordinator was at. The processes that waited have ended with it.
     #[must_use]
     pub const fn recover(log: Log, word: Word) -> (Self, &'static [TargetAction]) {
-        use TargetAction::{Discard, Rebuild, Tell};
+        use TargetAction::{Ask, Discard, Rebuild, Tell};
         match (log, word) {
             (Log::Nothing, _) => (Self::Gone, &[Discard]),
-            (Log::Prepared, _) => (Self::Kept, &[Tell]),
+            (Log::Prepared, _) => (Self::Kept, &[Tell, Ask]),
             (Log::Taken, Word::Decided) => (Self::Running, &[]),
             (Log::Taken, Word::Undecided) => (Self::Starting, &[Rebuild]),
             // It may have run, and nobody can tell how far.
@@ -277,7 +285,9 @@ impl Target {
     /// Takes an event.
     pub fn on(&mut self, event: TargetEvent) -> &'static [TargetAction] {
         use Message::{Abort, Commit, Images, Kept, Prepared, Refuse, Running};
-        use TargetAction::{Discard, EndCopy, LogPrepared, LogTaken, Rebuild, Release, Send, Tell};
+        use TargetAction::{
+            Ask, Discard, EndCopy, LogPrepared, LogTaken, Rebuild, Release, Send, Tell,
+        };
         use TargetEvent as Event;
         let (next, actions): (Self, &'static [TargetAction]) = match (*self, event) {
             (Self::Receiving, Event::Got(Images)) => (Self::Rebuilding, &[Rebuild]),
@@ -292,7 +302,7 @@ impl Target {
             (Self::Prepared, Event::Got(Commit)) => (Self::Taking, &[LogTaken]),
             (Self::Prepared, Event::Got(Abort)) => (Self::Gone, &[EndCopy, Discard]),
             // It may have decided: the image stays whatever happens.
-            (Self::Prepared, Event::Late | Event::Failed) => (Self::Kept, &[EndCopy, Tell]),
+            (Self::Prepared, Event::Late | Event::Failed) => (Self::Kept, &[EndCopy, Tell, Ask]),
             (Self::Taking, Event::Logged) | (Self::Starting, Event::Rebuilt) => {
                 (Self::Releasing, &[Release])
             }

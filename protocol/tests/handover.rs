@@ -50,6 +50,8 @@ struct TargetHost {
     image: bool,
     crashed: bool,
     ran: bool,
+    /// It asks for the decision now and then.
+    asking: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -87,6 +89,7 @@ enum Step {
     SourceIsLate,
     TargetIsLate,
     SourceConnects,
+    TargetAsks,
     SourceProcessDies,
     TargetProcessDies,
     SourceCrashes(Crash),
@@ -130,6 +133,8 @@ enum Flaw {
     EagerSource,
     /// The target takes the job without logging that.
     UnloggedRelease,
+    /// The source calls a job its own that has ended with its machine.
+    ForgetfulSource,
 }
 
 struct HandOver {
@@ -171,7 +176,9 @@ impl World {
 
     fn target_acts(&mut self, actions: &[TargetAction], flaw: Flaw) {
         let mut actions = actions.to_vec();
-        if flaw == Flaw::ImpatientTarget && actions == [TargetAction::EndCopy, TargetAction::Tell] {
+        if flaw == Flaw::ImpatientTarget
+            && actions.starts_with(&[TargetAction::EndCopy, TargetAction::Tell])
+        {
             actions = vec![TargetAction::EndCopy, TargetAction::Discard];
         }
         for action in actions {
@@ -191,7 +198,9 @@ impl World {
                     host.processes = Processes::None;
                 }
                 TargetAction::Tell => {}
+                TargetAction::Ask => host.asking = true,
                 TargetAction::Discard => {
+                    host.asking = false;
                     host.image = false;
                     host.log = Log::Nothing;
                 }
@@ -223,6 +232,10 @@ impl World {
         let on_source = self.source.processes == Processes::Run;
         let on_target = self.target.processes == Processes::Run;
         let saved = self.target.image && self.target.log != Log::Nothing;
+        // Nobody is told to start what goes on elsewhere.
+        if on_source && saved {
+            return false;
+        }
         // A machine that is gone takes along what only it had.
         let gone = self.source.crashed && !self.source.record || self.target.crashed;
         on_source || on_target || saved || gone
@@ -321,6 +334,7 @@ impl TargetHost {
         self.machine = None;
         self.doing = None;
         self.lost = false;
+        self.asking = false;
         if crash.machine {
             self.processes = Processes::None;
             self.word = Word::Gone;
@@ -360,6 +374,7 @@ impl Model for HandOver {
             image: false,
             crashed: false,
             ran: false,
+            asking: false,
         };
         let mut world = World {
             source,
@@ -415,6 +430,8 @@ impl Model for HandOver {
         // Last: in a world where nothing fails, these happen only when nothing else can.
         when(source_listens, Step::SourceIsLate);
         when(target_listens, Step::TargetIsLate);
+        let kept = target.asking && target.machine == Some(Target::Kept);
+        when(kept && source.machine.is_some(), Step::TargetAsks);
     }
 
     fn next_state(&self, last: &World, step: Step) -> Option<World> {
@@ -476,6 +493,9 @@ impl Model for HandOver {
                 world.source.connecting = false;
                 world.source_on(SourceEvent::Connected, flaw);
             }
+            Step::TargetAsks => {
+                world.to_source.insert(Message::Ask);
+            }
             Step::SourceProcessDies => {
                 world.left.crashes -= 1;
                 world.source_on(SourceEvent::Failed, flaw);
@@ -495,7 +515,11 @@ impl Model for HandOver {
                 world.lose_connection();
             }
             Step::SourceRecovers => {
-                let (machine, actions) = Source::recover(world.source.record, world.source.word);
+                let word = match world.source.word {
+                    Word::Gone if flaw == Flaw::ForgetfulSource => Word::Undecided,
+                    word => word,
+                };
+                let (machine, actions) = Source::recover(world.source.record, word);
                 world.source.machine = Some(machine);
                 world.source_acts(actions, flaw);
             }
@@ -597,8 +621,13 @@ fn crashes_repeated_messages_and_full_disks() {
 #[test]
 fn planted_faults_are_found() {
     let faults = Faults { crashes: 2, losses: 1, repeats: 1, refusals: 1 };
-    for flaw in [Flaw::CommitFirst, Flaw::ImpatientTarget, Flaw::EagerSource, Flaw::UnloggedRelease]
-    {
+    for flaw in [
+        Flaw::CommitFirst,
+        Flaw::ImpatientTarget,
+        Flaw::EagerSource,
+        Flaw::UnloggedRelease,
+        Flaw::ForgetfulSource,
+    ] {
         let (_, broken) = explore(flaw, faults);
         assert!(!broken.is_empty(), "{flaw:?} was not found");
     }

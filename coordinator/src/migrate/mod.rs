@@ -27,24 +27,30 @@ pub(crate) use target::{
 };
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::WriteHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use ulpm_control::codec::CodecError;
 use ulpm_control::message::PeerMessage;
 
+use crate::fault::hurried;
 use crate::network::Link;
 use crate::wire;
 
 /// How long a plain answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a source whose job stands still hears nothing of its target before it lets the job go on.
+const SILENCE: Duration = Duration::from_secs(8);
+/// How often a target says within that time that it is at work.
+const BEATS: u32 = 4;
 
 /// A connection to another coordinator, whose messages are read by a task.
 #[derive(Debug)]
 struct Peer {
     messages: mpsc::UnboundedReceiver<Result<PeerMessage, CodecError>>,
-    writer: WriteHalf<Link>,
+    writer: Arc<Mutex<WriteHalf<Link>>>,
 }
 
 impl Peer {
@@ -63,20 +69,39 @@ impl Peer {
                 }
             }
         });
-        Self { messages, writer }
+        Self { messages, writer: Arc::new(Mutex::new(writer)) }
+    }
+
+    /// Says every now and then that this side is at work, for as long as `self` lives.
+    fn beat(&self) {
+        let writer = Arc::downgrade(&self.writer);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(hurried(SILENCE) / BEATS).await;
+                let Some(writer) = writer.upgrade() else { return };
+                let mut writer = writer.lock().await;
+                if wire::write(&mut *writer, &PeerMessage::Alive).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Sends a message; gives up when the other side takes nothing, and the connection is of no use then.
     async fn send(&mut self, message: &PeerMessage) -> Result<(), CodecError> {
-        within(ANSWER_TIMEOUT, wire::write(&mut self.writer, message)).await
+        let writing = async { wire::write(&mut *self.writer.lock().await, message).await };
+        within(hurried(ANSWER_TIMEOUT), writing).await
     }
 
-    /// Whether the other side has said anything unasked, or has gone.
+    /// What the other side has said unasked, other than that it is there; or that it has gone.
     fn said(&mut self) -> Option<Result<PeerMessage, CodecError>> {
-        match self.messages.try_recv() {
-            Ok(message) => Some(message),
-            Err(mpsc::error::TryRecvError::Empty) => None,
-            Err(mpsc::error::TryRecvError::Disconnected) => Some(Err(CodecError::Closed)),
+        loop {
+            return match self.messages.try_recv() {
+                Ok(Ok(PeerMessage::Alive)) => continue,
+                Ok(message) => Some(message),
+                Err(mpsc::error::TryRecvError::Empty) => None,
+                Err(mpsc::error::TryRecvError::Disconnected) => Some(Err(CodecError::Closed)),
+            };
         }
     }
 
@@ -91,6 +116,19 @@ impl Peer {
 
     async fn next_within(&mut self, timeout: Duration) -> Result<PeerMessage, CodecError> {
         within(timeout, self.next()).await
+    }
+
+    /// The next message that says more than that the other side is at work.
+    async fn answer(&mut self, timeout: Duration) -> Result<PeerMessage, CodecError> {
+        let answer = async {
+            loop {
+                match self.next_within(hurried(SILENCE)).await {
+                    Ok(PeerMessage::Alive) => {}
+                    other => return other,
+                }
+            }
+        };
+        within(timeout, answer).await
     }
 }
 

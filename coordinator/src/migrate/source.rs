@@ -23,12 +23,12 @@ use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
 use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, ToManager};
 use ulpm_protocol::table::Handover;
 
-use super::{ANSWER_TIMEOUT, Peer, check, unexpected, within};
+use super::{ANSWER_TIMEOUT, Peer, SILENCE, check, unexpected, within};
 use crate::barrier::{Capture, Captured, Pid};
 use crate::error::{JobError, Remote};
-use crate::fault;
+use crate::fault::{self, hurried};
 use crate::job::{Barrier, Frozen, Job, PROGRESS, Patience, STUCK, encode_zombies, millis};
-use crate::network::{CONNECT_TIMEOUT, ConnectError, Link, Network, with_port};
+use crate::network::{CONNECT_TIMEOUT, ConnectError, Link, Network, keep_alive, with_port};
 use crate::process;
 use crate::ssh::SCHEME;
 use crate::state::{self, Finished, MovedRecord};
@@ -106,11 +106,12 @@ impl Target {
             Self::Shared(link) => return Ok(Arc::clone(link)),
             Self::Tcp { address, tls } => (address, tls),
         };
-        let tcp = TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?;
-        tcp.set_write_timeout(Some(STUCK))?;
+        let tcp = TcpStream::connect_timeout(address, hurried(CONNECT_TIMEOUT))?;
+        keep_alive(&tcp);
+        tcp.set_write_timeout(Some(hurried(STUCK)))?;
         tcp.set_nodelay(true)?;
         // The other side answers when it has all.
-        tcp.set_read_timeout(Some(STUCK))?;
+        tcp.set_read_timeout(Some(hurried(STUCK)))?;
         let stream = ulpm_cluster::Stream::connect(tcp, tls.clone())?;
         Ok(Arc::new(Mutex::new(ImageLink { stream, opened: false })))
     }
@@ -119,8 +120,8 @@ impl Target {
     fn shared(link: Link) -> io::Result<Self> {
         let stream = link.into_blocking()?;
         if let ulpm_cluster::Stream::Unix(unix) = &stream {
-            unix.set_write_timeout(Some(STUCK))?;
-            unix.set_read_timeout(Some(STUCK))?;
+            unix.set_write_timeout(Some(hurried(STUCK)))?;
+            unix.set_read_timeout(Some(hurried(STUCK)))?;
         }
         Ok(Self::Shared(Arc::new(Mutex::new(ImageLink { stream, opened: false }))))
     }
@@ -161,6 +162,9 @@ fn send_image(
             return Ok(total);
         }
         drop(link);
+        if total == 0 {
+            fault::at("source.Stream");
+        }
         total += len as u64;
         sent.fetch_add(len as u64, Ordering::Relaxed);
     }
@@ -353,6 +357,10 @@ impl Job {
                 Source::Done => return self.migrated(leaving).await,
                 Source::Told => return Err(self.told(leaving).await),
                 Source::GoesOn if event.is_none() => {
+                    // With none it was never accepted.
+                    if !leaving.token.is_empty() {
+                        self.shared.gives_up(&leaving.token);
+                    }
                     let nothing =
                         || target_lost(&leaving.name, &leaving.target, CodecError::Closed);
                     return Err(leaving.why.take().unwrap_or_else(nothing));
@@ -377,10 +385,13 @@ impl Job {
             _ => BTreeSet::new(),
         };
         let Some(peer) = &mut leaving.peer else { return leaving.lost(CodecError::Closed) };
-        match self.meanwhile(&matters, peer.next_within(timeout)).await {
+        match self.meanwhile(&matters, peer.answer(hurried(timeout))).await {
             Ok(message) => {
-                if let Ok(PeerMessage::Accept { revoked, .. }) = &message {
+                if let Ok(PeerMessage::Accept { token, revoked, .. }) = &message {
                     self.shared.network.learn(revoked.as_deref());
+                    // The next coordinator has to know what it is asked for.
+                    self.meta.offered = Some(token.clone());
+                    self.save();
                 }
                 leaving.heard(message)
             }
@@ -486,7 +497,7 @@ impl Job {
             Err(why) => return Some(leaving.because(why, SourceEvent::Failed)),
         };
         let offer = Request::Offer(Box::new(offer));
-        let sent = within(ANSWER_TIMEOUT, wire::write(&mut link, &offer));
+        let sent = within(hurried(ANSWER_TIMEOUT), wire::write(&mut link, &offer));
         let sent = self.meanwhile(&nobody, sent).await;
         leaving.images_to = Some(images_to);
         leaving.peer = Some(Peer::new(link));
@@ -697,6 +708,7 @@ impl Job {
             files: manner.files,
             outside: manner.outside,
             revoked: self.shared.network.revoked(),
+            port: self.shared.port(),
         };
         (offer, findings)
     }
@@ -734,6 +746,7 @@ impl Job {
             frozen.processes.iter().map(|process| (process.virt, process.pid)).collect();
         let mut lens: BTreeMap<Pid, u64> = BTreeMap::new();
         let mut last = (0, Instant::now());
+        let mut heard = Instant::now();
         let mut report = Instant::now() + PROGRESS;
         loop {
             if missing.is_empty() && matches!(capture.state(), Captured::Written { .. }) {
@@ -760,31 +773,33 @@ impl Job {
                     }
                     Err(error) => {
                         // The target says why, if it can.
-                        let answer = peer.next_within(Duration::from_millis(500)).await;
+                        let answer = peer.answer(Duration::from_millis(500)).await;
                         return Err(match answer {
                             Ok(PeerMessage::Refuse { code, chain, .. }) => refused(code, chain),
                             _ => lost(error.into()),
                         });
                     }
                 },
-                message = peer.next() => {
-                    return Err(match message {
-                        Ok(PeerMessage::Refuse { code, chain, .. }) => refused(code, chain),
-                        Ok(other) => lost(unexpected(&other)),
-                        Err(error) => lost(error),
-                    });
-                }
+                message = peer.next() => match message {
+                    Ok(PeerMessage::Alive) => heard = Instant::now(),
+                    Ok(PeerMessage::Refuse { code, chain, .. }) => return Err(refused(code, chain)),
+                    Ok(other) => return Err(lost(unexpected(&other))),
+                    Err(error) => return Err(lost(error)),
+                },
                 () = tokio::time::sleep_until(report.into()) => {}
             }
             if Instant::now() < report {
                 continue;
             }
             report = Instant::now() + PROGRESS;
+            if heard.elapsed() > hurried(SILENCE) {
+                return Err(lost(CodecError::Io(io::ErrorKind::TimedOut.into())));
+            }
             let sent = transfer.sent.load(Ordering::Relaxed);
             self.report(progress, "send", sent, frozen.rss());
             if sent != last.0 {
                 last = (sent, Instant::now());
-            } else if last.1.elapsed() > STUCK {
+            } else if last.1.elapsed() > hurried(STUCK) {
                 return Err(JobError::Stuck { secs: STUCK.as_secs(), what: "the target".into() });
             }
         }

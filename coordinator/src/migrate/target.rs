@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -13,17 +14,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{Files, Finding, JobId, Offer, Outside, PeerMessage};
+use ulpm_control::message::{Files, Finding, JobId, Offer, Outside, PeerMessage, Request};
 use ulpm_control::{exit, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
 
-use super::{Peer, check, unexpected};
-use crate::fault;
+use super::{ANSWER_TIMEOUT, Peer, check, unexpected, within};
+use crate::fault::{self, hurried};
 use crate::generation::{self, Partial};
-use crate::job::{Command, PROGRESS, STUCK};
-use crate::network::Link;
+use crate::job::{Command, PROGRESS, RESTART_TIMEOUT, STUCK};
+use crate::network::{Link, Network};
 use crate::server::Shared;
 use crate::state::{ArrivedRecord, Finished, Stage};
+use crate::wire;
 
 /// How long the source may take to decide. After that there is only the image, from which the job is rebuilt
 /// if the decision comes after all.
@@ -31,7 +33,10 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same once the connection is gone: the source will most probably go on.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long nothing may come from the source before it has sent all.
-const SILENCE: Duration = Duration::from_secs(300);
+const QUIET: Duration = Duration::from_secs(300);
+/// How long a target waits that has asked for the decision before it asks again, at first and at most.
+const FIRST_QUESTION: Duration = Duration::from_millis(200);
+const LATER_QUESTIONS: Duration = Duration::from_secs(30);
 /// The most that a chunk may hold.
 const MAX_CHUNK: usize = 16 * 1024 * 1024;
 
@@ -67,7 +72,7 @@ fn take_chunks(
 ) -> Result<(), (i32, io::Error)> {
     let unknown = |error| (0, error);
     let mut stream = link.into_blocking().map_err(unknown)?;
-    stream.set_read_timeout(Some(STUCK)).map_err(unknown)?;
+    stream.set_read_timeout(Some(hurried(STUCK))).map_err(unknown)?;
     let mut buffer = Vec::new();
     loop {
         let mut head = [0; 8];
@@ -113,6 +118,9 @@ fn take_chunks(
             }
         };
         file.write_all(&buffer[..len]).map_err(failed)?;
+        if *total == 0 {
+            fault::at("target.Stream");
+        }
         *total += len as u64;
     }
 }
@@ -240,6 +248,10 @@ struct Arriving {
     id: JobId,
     /// There is only the image.
     is_kept: bool,
+    /// The source has said that it has decided.
+    is_decided: bool,
+    /// Where the source can be asked.
+    source: Option<String>,
     /// Becomes true when the source says over another connection that it has decided.
     decided: Option<watch::Receiver<bool>>,
     /// What the check has found.
@@ -257,7 +269,9 @@ struct Coming {
 
 /// Takes over a job: the other end of `Job::migrate`.
 pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
+    let source = link.from().zip(offer.port).map(|(from, port)| SocketAddr::new(from, port));
     let mut peer = Peer::new(link);
+    peer.beat();
     shared.network.learn(offer.revoked.as_deref());
     let token = match random_token() {
         Ok(token) => token,
@@ -310,6 +324,8 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         image: PathBuf::new(),
         id: JobId(0),
         is_kept: false,
+        is_decided: false,
+        source: source.map(|source| source.to_string()),
         decided: None,
         findings,
         why: None,
@@ -320,9 +336,7 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
 
 /// Goes on with a hand-over of which only the image was kept, when its source has decided.
 pub(crate) async fn start_kept(shared: Arc<Shared>, record: ArrivedRecord) {
-    let mut machine = Target::Kept;
-    let actions = machine.on(TargetEvent::Got(Message::Commit));
-    Arriving::kept(shared, &record).run(machine, actions).await;
+    take_up_kept(shared, &record, Message::Commit).await;
 }
 
 /// Goes on with the hand-over that the last coordinator was at.
@@ -333,6 +347,56 @@ pub(crate) async fn recover(shared: Arc<Shared>, record: ArrivedRecord, word: Wo
     };
     let (machine, actions) = Target::recover(log, word);
     Arriving::kept(shared, &record).run(machine, actions).await;
+}
+
+fn begin_to_ask(shared: Arc<Shared>, token: String, source: String) {
+    tokio::spawn(ask(shared, token, source));
+}
+
+/// Asks the coordinator that has offered a job of which there is only the image what has become of it, until it says so or
+/// nobody wants to know any more.
+async fn ask(shared: Arc<Shared>, token: String, source: String) {
+    let mut pause = FIRST_QUESTION;
+    while let Some(record) = shared.kept(&token) {
+        match ask_for_decision(&shared.network, &source, &token).await {
+            Ok(Some(true)) => {
+                shared.decided(&token);
+                return;
+            }
+            Ok(Some(false)) => return discard_kept(shared, &record).await,
+            Ok(None) => tracing::debug!("job {}: {source} has not decided", record.name),
+            Err(error) => tracing::debug!("job {}: {source} does not say: {error}", record.name),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LATER_QUESTIONS);
+    }
+}
+
+async fn ask_for_decision(
+    network: &Network,
+    source: &str,
+    token: &str,
+) -> Result<Option<bool>, CodecError> {
+    let (mut link, _) = network.connect_tcp(source).await?;
+    wire::write(&mut link, &Request::Ask { token: token.into() }).await?;
+    match within(hurried(ANSWER_TIMEOUT), wire::read(&mut link)).await? {
+        ulpm_control::Reply::Decision(decision) => Ok(decision),
+        other => Err(CodecError::Payload(format!("{other:?} was not expected"))),
+    }
+}
+
+/// Removes an image that was kept of a job that goes on where it was.
+async fn discard_kept(shared: Arc<Shared>, record: &ArrivedRecord) {
+    tracing::info!("job {} goes on where it was; its image here is not needed", record.name);
+    take_up_kept(shared, record, Message::Abort).await;
+}
+
+async fn take_up_kept(shared: Arc<Shared>, record: &ArrivedRecord, said: Message) {
+    let mut machine = Target::Kept;
+    let actions = machine.on(TargetEvent::Got(said));
+    let mut arriving = Arriving::kept(shared, record);
+    arriving.is_decided |= said == Message::Commit;
+    arriving.run(machine, actions).await;
 }
 
 impl Arriving {
@@ -355,6 +419,8 @@ impl Arriving {
             image: record.image.clone(),
             id: record.job,
             is_kept: true,
+            is_decided: record.stage == Stage::Taken,
+            source: record.source.clone(),
             decided: None,
             findings: Vec::new(),
             why: None,
@@ -379,6 +445,7 @@ impl Arriving {
                 None => self.listen(machine).await,
             };
             tracing::debug!("job {}: {machine:?}: {event:?}", self.name);
+            self.is_decided |= event == TargetEvent::Got(Message::Commit);
             actions = machine.on(event);
         }
         self.shared.incoming().remove(&self.token);
@@ -472,7 +539,7 @@ impl Arriving {
                     let now = coming.bytes.load(Ordering::Relaxed);
                     if now != last.0 {
                         last = (now, Instant::now());
-                    } else if last.1.elapsed() > SILENCE {
+                    } else if last.1.elapsed() > hurried(QUIET) {
                         let late = CodecError::Io(io::ErrorKind::TimedOut.into());
                         return Err(self.because(late.into(), TargetEvent::Late));
                     }
@@ -496,7 +563,7 @@ impl Arriving {
     async fn wait_for_decision(&mut self) -> TargetEvent {
         let Some(mut decided) = self.decided.clone() else { return TargetEvent::Failed };
         let Some(job) = self.shared.job(self.id) else { return TargetEvent::Failed };
-        let mut deadline = Instant::now() + COMMIT_TIMEOUT;
+        let mut deadline = Instant::now() + hurried(COMMIT_TIMEOUT);
         loop {
             let said = async {
                 match &mut self.peer {
@@ -512,7 +579,7 @@ impl Arriving {
                     }
                     _ => {
                         self.peer = None;
-                        deadline = deadline.min(Instant::now() + RECONNECT_TIMEOUT);
+                        deadline = deadline.min(Instant::now() + hurried(RECONNECT_TIMEOUT));
                     }
                 },
                 Ok(_) = decided.wait_for(|&decided| decided) => {
@@ -555,6 +622,7 @@ impl Arriving {
                     keep_images: self.keep_images,
                     files: self.files_how,
                     outside: self.outside,
+                    source: self.source.clone(),
                     stage: Stage::Prepared,
                     finished: None,
                 };
@@ -601,13 +669,28 @@ impl Arriving {
             }
             TargetAction::Tell => {
                 let _ = generation::make_latest(&self.image);
-                tracing::warn!(
-                    "job {}: its image stays; restart it with: ulpm_restart {}",
-                    self.name,
-                    self.image.display()
-                );
+                let (name, image) = (&self.name, self.image.display());
+                match &self.source {
+                    _ if self.is_decided => tracing::warn!(
+                        "job {name}: its image stays; restart it with: ulpm_restart {image}"
+                    ),
+                    Some(source) => tracing::warn!(
+                        "job {name}: its image stays until {source} says whether the job goes on there; if that host \
+                         is gone for good, restart it with: ulpm_restart {image}"
+                    ),
+                    None => tracing::warn!(
+                        "job {name}: its image stays; if the job does not go on where it came from, restart it with: \
+                         ulpm_restart {image}"
+                    ),
+                }
                 // The decision may have come meanwhile.
                 self.shared.keep(&self.token).then_some(TargetEvent::Got(Message::Commit))
+            }
+            TargetAction::Ask => {
+                if let Some(source) = self.source.clone() {
+                    begin_to_ask(Arc::clone(&self.shared), self.token.clone(), source);
+                }
+                None
             }
             TargetAction::Discard => {
                 self.coming = None;
@@ -717,7 +800,7 @@ impl Arriving {
             let tail: String = text.chars().rev().take(2000).collect();
             tail.chars().rev().collect::<String>()
         };
-        let timeout = tokio::time::sleep(crate::job::RESTART_TIMEOUT + Duration::from_secs(10));
+        let timeout = tokio::time::sleep(hurried(RESTART_TIMEOUT + Duration::from_secs(10)));
         tokio::pin!(timeout);
         let peer = &mut self.peer;
         let interrupted = async {
@@ -726,6 +809,7 @@ impl Arriving {
                 None => std::future::pending().await,
             }
         };
+        fault::at("target.Restart");
         let failed = tokio::select! {
             biased;
             ready = is_ready => ready.err().map(|_| Ok(Refused::Restart(said()))),
@@ -746,6 +830,7 @@ impl Arriving {
         tokio::spawn(async move {
             let _ = child.wait().await;
         });
+        fault::at("target.Held");
         match failed {
             None => Ok(()),
             Some(Ok(why)) => Err(self.because(why, TargetEvent::Failed)),
