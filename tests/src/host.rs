@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::Value;
 
 use crate::process::kill_hard;
-use crate::{DEADLINE, Result, until};
+use crate::{DEADLINE, Result, Wire, until};
 
 /// One host of a lab.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct Host {
     lab: PathBuf,
     bin: PathBuf,
     clock: Option<Clock>,
+    /// What is to happen to its coordinator, see `coordinator/src/fault.rs`.
+    faults: Mutex<String>,
 }
 
 /// A time namespace, which lives as long as the process in it.
@@ -45,7 +47,7 @@ struct Clock {
 }
 
 /// Runs `ip` with these arguments.
-fn ip(arguments: &str) -> Result {
+pub(crate) fn ip(arguments: &str) -> Result {
     let output = Command::new("ip").args(arguments.split(' ')).output()?;
     if output.status.success() {
         Ok(())
@@ -66,6 +68,25 @@ impl Host {
 
     /// Two network namespaces with a cable between them. The error says why there are none.
     pub(crate) fn in_namespaces(lab: &Path, bin: &Path) -> Result<Vec<Self>> {
+        let (hosts, [a, b]) = Self::apart(lab, bin)?;
+        ip(&format!("-n {a} link add eth0 type veth peer name eth0 netns {b}"))?;
+        for (namespace, address) in [(&a, "10.90.0.1/24"), (&b, "10.90.0.2/24")] {
+            ip(&format!("-n {namespace} address add {address} dev eth0"))?;
+            ip(&format!("-n {namespace} link set eth0 up"))?;
+            ip(&format!("-n {namespace} link set lo up"))?;
+        }
+        Ok(hosts)
+    }
+
+    /// Two network namespaces with a cable between them that can be bad. The error says why there are none.
+    pub(crate) fn on_a_wire(lab: &Path, bin: &Path) -> Result<(Vec<Self>, Wire)> {
+        let (hosts, [a, b]) = Self::apart(lab, bin)?;
+        let wire = Wire::lay([(a, "10.90.0.1".into()), (b, "10.90.0.2".into())])?;
+        Ok((hosts, wire))
+    }
+
+    /// Two network namespaces with nothing between them, and their names.
+    fn apart(lab: &Path, bin: &Path) -> Result<(Vec<Self>, [String; 2])> {
         if !crate::is_root() {
             return Err("not root".into());
         }
@@ -81,13 +102,7 @@ impl Host {
         // What is made before a step fails goes with `hosts`.
         ip(&format!("netns add {a}"))?;
         ip(&format!("netns add {b}"))?;
-        ip(&format!("-n {a} link add eth0 type veth peer name eth0 netns {b}"))?;
-        for (namespace, address) in [(&a, "10.90.0.1/24"), (&b, "10.90.0.2/24")] {
-            ip(&format!("-n {namespace} address add {address} dev eth0"))?;
-            ip(&format!("-n {namespace} link set eth0 up"))?;
-            ip(&format!("-n {namespace} link set lo up"))?;
-        }
-        Ok(hosts.into())
+        Ok((hosts.into(), [a, b]))
     }
 
     fn new(
@@ -111,6 +126,7 @@ impl Host {
             lab: lab.into(),
             bin: bin.into(),
             clock: None,
+            faults: Mutex::default(),
         })
     }
 
@@ -265,9 +281,15 @@ impl Host {
     ///
     /// As [`Self::start_coordinator`].
     pub fn start_faulty_coordinator(&self, faults: &str) -> Result {
-        let mut command = self.tool("ulpm_coordinator");
-        command.env("ULPM_FAULT", faults);
-        self.start_coordinator_by(command)
+        self.set_faults(faults);
+        let started = self.start_coordinator();
+        self.set_faults("");
+        started
+    }
+
+    /// Says what is to happen to coordinators of this host that are started from now on.
+    pub fn set_faults(&self, faults: &str) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults.into();
     }
 
     fn start_coordinator_by(&self, mut command: Command) -> Result {
@@ -280,6 +302,7 @@ impl Host {
             .arg("--state-dir")
             .arg(&self.state_dir)
             .env("ULPM_LOG", "debug")
+            .env("ULPM_FAULT", &*self.faults.lock().unwrap_or_else(PoisonError::into_inner))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::artifacts::{binaries, copy_tree};
 use crate::guest::Running;
 use crate::process::{kill_all, of_lab};
-use crate::{DEADLINE, Feed, Guest, Host, Process, Program, Result, ensure, until};
+use crate::{DEADLINE, Feed, Guest, Host, Process, Program, Result, Wire, ensure, until};
 
 /// A test that takes longer is ended, with everything that it has started.
 const WATCHDOG: Duration = Duration::from_secs(170);
@@ -29,6 +29,8 @@ pub struct Lab {
     pub bin: PathBuf,
     /// The hosts; their coordinators run.
     pub hosts: Vec<Host>,
+    /// What is between them, if it can be bad.
+    pub wire: Option<Wire>,
     count: AtomicU32,
     reported: AtomicBool,
 }
@@ -157,6 +159,30 @@ impl Lab {
         Self::run(lab, test)
     }
 
+    /// Runs `test` in a lab with two hosts, of which each has these faults (see `coordinator/src/fault.rs`). Root gets
+    /// a wire between them that can be bad.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::one_host`].
+    pub fn two_hosts_with_faults(faults: [&str; 2], test: impl FnOnce(&Self) -> Result) -> Result {
+        let lab = if crate::is_root() {
+            let mut lab = Self::new(0)?;
+            lab.bin = binaries()?;
+            lab.hosts.clear();
+            fs::remove_dir_all(lab.dir.join("a"))?;
+            let (hosts, wire) = Host::on_a_wire(&lab.dir, &lab.bin)?;
+            (lab.hosts, lab.wire) = (hosts, Some(wire));
+            lab
+        } else {
+            Self::new(2)?
+        };
+        for (host, faults) in lab.hosts.iter().zip(faults) {
+            host.set_faults(faults);
+        }
+        Self::run(lab, test)
+    }
+
     fn run(lab: Self, test: impl FnOnce(&Self) -> Result) -> Result {
         let lab = Arc::new(lab);
         let (ended, watched) = channel::<()>();
@@ -218,7 +244,14 @@ impl Lab {
             Host::on_loopback(&dir, &bin, 1)?
         };
         println!("lab {}", dir.display());
-        Ok(Self { dir, bin, hosts, count: AtomicU32::new(0), reported: AtomicBool::new(false) })
+        Ok(Self {
+            dir,
+            bin,
+            hosts,
+            wire: None,
+            count: AtomicU32::new(0),
+            reported: AtomicBool::new(false),
+        })
     }
 
     fn close(&self, failed: bool) -> Result {

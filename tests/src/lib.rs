@@ -31,6 +31,7 @@
 
 mod artifacts;
 mod capture;
+pub mod faults;
 mod guest;
 mod host;
 mod lab;
@@ -40,6 +41,7 @@ mod program;
 mod random;
 mod undisturbed;
 mod wait;
+mod wire;
 
 pub use artifacts::{guest_path, prepare, program_path};
 pub use capture::Capture;
@@ -55,6 +57,7 @@ pub use undisturbed::{
     one_checkpoint_after_the_other, there_and_back, under_continuous_checkpoints,
 };
 pub use wait::{DEADLINE, until};
+pub use wire::Wire;
 
 /// What a test returns.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -8,6 +8,7 @@ mod clocks;
 mod cluster;
 mod damage;
 mod events;
+mod faults;
 mod inet;
 mod interposition;
 mod ipc;
