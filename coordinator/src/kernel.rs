@@ -146,3 +146,23 @@ pub(crate) fn send_freeze_signal(pid: i32, tid: i32, epoch: u32) -> io::Result<(
         unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, FREEZE_SIGNAL, info) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_dir::TestDir;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_table_has_all_its_room_from_the_start() {
+        let dir = TestDir::new();
+        let path = dir.path().join("table");
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+        let table =
+            Mapped::create(file.unwrap(), 1, 12, [b"socket", b"preload", b"table"]).unwrap();
+        let room = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(room() >= LEN as u64, "{} of {LEN} bytes", room());
+        table.forget_claims().unwrap();
+        assert!(room() >= LEN as u64, "{} of {LEN} bytes", room());
+    }
+}
