@@ -272,7 +272,7 @@ struct Trial<'lab> {
     /// The job's processes on the source.
     originals: BTreeSet<i32>,
     full: Vec<PathBuf>,
-    mounted: Vec<PathBuf>,
+    mounted: Vec<Mount>,
     stopped: Vec<i32>,
 }
 
@@ -291,12 +291,7 @@ impl<'lab> Trial<'lab> {
             if host < 2 {
                 lab.hosts[host].kill_coordinator()?;
             }
-            let status = Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "size=1g,mode=700", "none"])
-                .arg(&dir)
-                .status()?;
-            ensure!(status.success(), "cannot mount a tmpfs: {status}");
-            mounted.push(dir);
+            mounted.push(Mount::new(dir)?);
             if host < 2 {
                 lab.hosts[host].start_coordinator()?;
             }
@@ -429,9 +424,9 @@ impl<'lab> Trial<'lab> {
                 self.stopped.push(pid);
             }
             Fault::FullImages | Fault::FullSource | Fault::FullTarget => {
-                for dir in self.mounted.clone() {
-                    fill(&dir)?;
-                    self.full.push(dir);
+                for Mount(dir) in &self.mounted {
+                    fill(dir)?;
+                    self.full.push(dir.clone());
                 }
             }
             Fault::Eio => {}
@@ -660,23 +655,31 @@ impl<'lab> Trial<'lab> {
         for host in &self.lab.hosts {
             host.quit_coordinator()?;
         }
-        self.unmount()
-    }
-
-    fn unmount(&mut self) -> Result {
-        for dir in self.mounted.drain(..) {
-            let status = Command::new("umount").arg("-l").arg(&dir).status()?;
-            ensure!(status.success(), "cannot unmount {}: {status}", dir.display());
-        }
+        self.mounted.clear();
         Ok(())
     }
 }
 
-impl Drop for Trial<'_> {
+/// A file system of its own in a lab, for as long as this lives.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(dir: PathBuf) -> Result<Self> {
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1g,mode=700", "none"])
+            .arg(&dir)
+            .status()?;
+        ensure!(status.success(), "cannot mount a tmpfs: {status}");
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Mount {
     fn drop(&mut self) {
-        // Only a case that has failed left them.
-        if let Err(error) = self.unmount() {
-            println!("{error}");
+        // It goes as soon as nobody uses it.
+        let status = Command::new("umount").arg("-l").arg(&self.0).status();
+        if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            println!("cannot unmount {}: {status:?}", self.0.display());
         }
     }
 }

@@ -171,8 +171,13 @@ impl Lab {
             lab.bin = binaries()?;
             lab.hosts.clear();
             fs::remove_dir_all(lab.dir.join("a"))?;
-            let (hosts, wire) = Host::on_a_wire(&lab.dir, &lab.bin)?;
-            (lab.hosts, lab.wire) = (hosts, Some(wire));
+            match Host::on_a_wire(&lab.dir, &lab.bin) {
+                Ok((hosts, wire)) => (lab.hosts, lab.wire) = (hosts, Some(wire)),
+                Err(error) => {
+                    fs::remove_dir_all(&lab.dir)?;
+                    return Err(error);
+                }
+            }
             lab
         } else {
             Self::new(2)?
