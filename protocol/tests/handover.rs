@@ -133,8 +133,6 @@ enum Flaw {
     EagerSource,
     /// The target takes the job without logging that.
     UnloggedRelease,
-    /// The source calls a job its own that has ended with its machine.
-    ForgetfulSource,
 }
 
 struct HandOver {
@@ -515,11 +513,7 @@ impl Model for HandOver {
                 world.lose_connection();
             }
             Step::SourceRecovers => {
-                let word = match world.source.word {
-                    Word::Gone if flaw == Flaw::ForgetfulSource => Word::Undecided,
-                    word => word,
-                };
-                let (machine, actions) = Source::recover(world.source.record, word);
+                let (machine, actions) = Source::recover(world.source.record, world.source.word);
                 world.source.machine = Some(machine);
                 world.source_acts(actions, flaw);
             }
@@ -621,13 +615,8 @@ fn crashes_repeated_messages_and_full_disks() {
 #[test]
 fn planted_faults_are_found() {
     let faults = Faults { crashes: 2, losses: 1, repeats: 1, refusals: 1 };
-    for flaw in [
-        Flaw::CommitFirst,
-        Flaw::ImpatientTarget,
-        Flaw::EagerSource,
-        Flaw::UnloggedRelease,
-        Flaw::ForgetfulSource,
-    ] {
+    for flaw in [Flaw::CommitFirst, Flaw::ImpatientTarget, Flaw::EagerSource, Flaw::UnloggedRelease]
+    {
         let (_, broken) = explore(flaw, faults);
         assert!(!broken.is_empty(), "{flaw:?} was not found");
     }
