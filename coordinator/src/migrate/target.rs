@@ -609,10 +609,16 @@ impl Arriving {
                 }
                 None
             }
-            TargetAction::Rebuild => Some(match self.rebuild().await {
-                Ok(()) => TargetEvent::Rebuilt,
-                Err(event) => event,
-            }),
+            TargetAction::Rebuild => {
+                if self.is_decided {
+                    // The decision came over another connection, and the end of this one ends nothing any more.
+                    self.peer = None;
+                }
+                Some(match self.rebuild().await {
+                    Ok(()) => TargetEvent::Rebuilt,
+                    Err(event) => event,
+                })
+            }
             TargetAction::LogPrepared => {
                 let record = ArrivedRecord {
                     token: self.token.clone(),
