@@ -42,9 +42,9 @@ pub struct Options {
     #[arg(long)]
     pub checkpoint: bool,
 
-    /// Move the jobs to the coordinator of another host, and go on there. HOST[:PORT] is of the cluster;
-    /// ssh://[USER@]HOST[:PORT][/SOCKET] is reached by your own ssh, which starts a coordinator there if there is none
-    #[arg(long, value_name = "HOST")]
+    /// Move the jobs to the coordinator of another host, and go on there. HOST or HOST:PORT is of the cluster; what
+    /// begins with ssh:// is reached by your own ssh, which starts a coordinator there if there is none
+    #[arg(long, value_name = "HOST[:PORT] or ssh://[USER@]HOST[:PORT][/SOCKET]")]
     pub migrate: Option<String>,
 
     /// Say whether the jobs could move there, and what is in the way; nothing is stopped. --migrate looks first, too
