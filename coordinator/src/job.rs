@@ -19,8 +19,8 @@ use ulpm_control::manifest::{self, Manifest, ProcessEntry};
 use ulpm_control::message::{self, Checkpointed, Migrated, Outside, Progress};
 use ulpm_control::{JobId, host, place};
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED, Failure,
-    ToManager, WRITER_COMM, Zombie,
+    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_SIGNAL, FREEZE_STOPPED,
+    Failure, ToManager, WRITER_COMM, Zombie,
 };
 use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState, object_flag};
 use ulpm_sys::ipc::Kind;
@@ -729,6 +729,15 @@ impl Job {
             Ok(false) => Some(false),
             // A thread of the kernel: a member has that id in a pid namespace of its own.
             Err(_) if stat.ppid == KTHREADD => Some(false),
+            // It lets nobody look at it (PR_SET_DUMPABLE). A program that it has executed behind our back, such as a
+            // setuid one, would have no handler.
+            Err(_)
+                if state == SlotState::Live
+                    && self.proved.contains_key(&stat.ppid)
+                    && process::catches(stat.pid, FREEZE_SIGNAL) =>
+            {
+                Some(true)
+            }
             Err(_) => None,
         };
         if proof == Some(true) {

@@ -161,6 +161,14 @@ pub(crate) fn has_mapped(pid: i32, path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Whether the process has a handler for a signal, which the kernel tells of every process.
+pub(crate) fn catches(pid: i32, signal: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    caught.is_some_and(|caught| caught >> (signal - 1) & 1 == 1)
+}
+
 /// Command line for display; the name in brackets where there is none.
 pub(crate) fn command(pid: i32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -174,6 +174,9 @@ fn moves_to_an_older_processor_and_back_with_a_baseline() -> Result {
             let finished = bound.finish()?.expect_code(7)?;
             let booted = booted.join().map_err(|_| "the other machine's thread panicked")??;
             let output = finished.stdout + &booted.text("stdout")? + &back.finish()?.stdout;
+            // Who comes from root there lacks groups here, and is told.
+            let told = |line: &&str| !line.starts_with("ulpm_restart: the job had groups");
+            let output: String = output.split_inclusive('\n').filter(told).collect();
             ensure!(output == native, "not as natively:\n{output}{}", booted.text("error")?);
             Ok(())
         })
