@@ -163,10 +163,14 @@ pub(crate) fn has_mapped(pid: i32, path: &Path) -> io::Result<bool> {
 
 /// Whether the process has a handler for a signal, which the kernel tells of every process.
 pub(crate) fn catches(pid: i32, signal: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = caught.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    let caught = status(pid, "SigCgt:").and_then(|digits| u64::from_str_radix(&digits, 16).ok());
     caught.is_some_and(|caught| caught >> (signal - 1) & 1 == 1)
+}
+
+/// What /proc/PID/status says behind a name.
+fn status(pid: i32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned())
 }
 
 /// Command line for display; the name in brackets where there is none.
@@ -229,13 +233,9 @@ pub(crate) fn chosen_features(pids: impl Iterator<Item = i32>) -> Vec<String> {
 
 /// The supplementary groups that one of these processes has.
 pub(crate) fn groups(pids: impl Iterator<Item = i32>) -> Vec<u32> {
-    let status = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    let groups: BTreeSet<u32> = status
-        .flat_map(|status| {
-            let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
-            let groups = line.unwrap_or_default().split_whitespace();
-            groups.filter_map(|group| group.parse().ok()).collect::<Vec<_>>()
-        })
+    let lines = pids.filter_map(|pid| status(pid, "Groups:"));
+    let groups: BTreeSet<u32> = lines
+        .flat_map(|line| line.split(' ').filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
         .collect();
     groups.into_iter().collect()
 }
@@ -334,9 +334,7 @@ pub(crate) fn mapped_files(pid: i32, table: &Path) -> BTreeSet<(PathBuf, bool)> 
 
 /// Who traces a process.
 pub(crate) fn tracer(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
-    line.trim().parse().ok().filter(|&tracer| tracer != 0)
+    status(pid, "TracerPid:")?.parse().ok().filter(|&tracer| tracer != 0)
 }
 
 /// Whether a path leads to nothing that another host could have.
