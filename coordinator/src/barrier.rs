@@ -32,6 +32,8 @@ impl fmt::Display for Pid {
 pub struct Seen {
     /// Which process.
     pub pid: Pid,
+    /// Its parent, a member or not.
+    pub parent: Pid,
     /// Its slot is `Live`: it runs our code, and may be sent the freeze signal.
     pub live: bool,
     /// It was stopped by a signal.
@@ -66,8 +68,13 @@ pub enum Action {
     /// Send the freeze signal to every user thread, and then SIGCONT; after the thaw, the process is to be
     /// stopped again.
     WakeStopped(Pid),
+    /// Send SIGCONT to a process that was stopped when it was frozen already; after the thaw, it is to be stopped
+    /// again.
+    Continue(Pid),
     /// Send `Freeze` to the manager.
     Freeze(Pid),
+    /// Have the manager of a frozen process take note of its children that are stopped, and say `Frozen` again.
+    Note(Pid),
 }
 
 /// What the driver waits for.
@@ -96,6 +103,8 @@ enum Phase {
     Asked,
     /// It stands still.
     Frozen,
+    /// It stands still, and takes note of its children that are stopped.
+    Noting,
 }
 
 /// Who is missing when the time is up.
@@ -129,6 +138,8 @@ pub struct Freeze {
     looked: bool,
     /// Somebody who is stopped waits until all others are frozen.
     deferred: bool,
+    /// Who has taken note of the children that are stopped.
+    noted: BTreeSet<Pid>,
     deadline: Instant,
     next_scan: Instant,
     pause: Duration,
@@ -144,6 +155,7 @@ impl Freeze {
             dirty: true,
             looked: false,
             deferred: false,
+            noted: BTreeSet::new(),
             deadline: now + timeout,
             next_scan: now,
             pause: SCAN_SOONEST,
@@ -160,7 +172,8 @@ impl Freeze {
         if now >= self.deadline {
             return Step::TimedOut;
         }
-        let turn = self.deferred && !self.any(|phase| matches!(phase, Phase::Woken | Phase::Asked));
+        let comes = |phase| matches!(phase, Phase::Woken | Phase::Asked | Phase::Noting);
+        let turn = self.deferred && !self.any(comes);
         if (all_frozen && self.dirty) || turn || now >= self.next_scan {
             // The first scan cannot complete anything.
             return Step::Scan { children: all_frozen && self.looked };
@@ -183,15 +196,16 @@ impl Freeze {
         self.members.retain(|pid, _| alive.contains(pid));
         let mut actions = Vec::new();
         let mut silent = Vec::new();
-        // Those who are stopped have to be continued to be frozen, which no parent is to see.
-        let runs =
-            |seen: &&Seen| !seen.stopped && self.members.get(&seen.pid) != Some(&Phase::Frozen);
-        let others_run = scan.members.iter().any(|seen| runs(&seen));
+        // Those who are stopped have to be continued to be frozen, or to be saved, which no parent is to see. So nobody
+        // of the others runs then, who could continue them, or stop them once more, between that and a parent's note.
+        let stands =
+            |pid: &Pid| matches!(self.members.get(pid), Some(Phase::Frozen | Phase::Noting));
+        let others_run = scan.members.iter().any(|seen| !seen.stopped && !stands(&seen.pid));
+        let stopped: BTreeSet<Pid> =
+            scan.members.iter().filter(|seen| seen.stopped).map(|seen| seen.pid).collect();
         self.deferred = false;
         for seen in &scan.members {
-            let phase = self.members.get(&seen.pid);
-            // Also one that was stopped when it had been told already.
-            if others_run && seen.stopped && phase != Some(&Phase::Frozen) {
+            if seen.stopped && (others_run || !self.may_continue(seen, &stopped, &mut actions)) {
                 self.members.entry(seen.pid).or_insert(Phase::Unreached);
                 self.deferred = true;
                 continue;
@@ -202,6 +216,8 @@ impl Freeze {
             let phase = self.members.entry(seen.pid).or_insert(Phase::Unreached);
             *phase = reach(*phase, seen, &mut actions);
         }
+        // There will be another look, and more to do.
+        self.dirty |= self.deferred;
         let floor = if !self.strangers.is_empty() || self.any(|phase| phase == Phase::Unreached) {
             SCAN_SOONEST
         } else if self.any(|phase| phase == Phase::Woken) {
@@ -218,8 +234,30 @@ impl Freeze {
         actions
     }
 
+    /// Whether a process that is stopped can be continued without its parent seeing it. Has the parent take note of it,
+    /// where it can; one that is stopped too has to be continued before.
+    fn may_continue(
+        &mut self,
+        child: &Seen,
+        stopped: &BTreeSet<Pid>,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let parent = child.parent;
+        match self.members.get(&parent) {
+            None => true,
+            Some(_) if stopped.contains(&parent) => false,
+            Some(Phase::Frozen) if self.noted.insert(parent) => {
+                self.members.insert(parent, Phase::Noting);
+                actions.push(Action::Note(parent));
+                false
+            }
+            Some(phase) => *phase == Phase::Frozen,
+        }
+    }
+
     /// A manager has said `Hello`.
     pub fn connected(&mut self, pid: Pid) -> Vec<Action> {
+        self.noted.remove(&pid);
         // Whatever it was: its connection may have broken, and it is back before that was heard of.
         self.members.insert(pid, Phase::Asked);
         vec![Action::Freeze(pid)]
@@ -267,7 +305,7 @@ impl Freeze {
                 Phase::Unreached => {
                     missing.silent.insert(pid);
                 }
-                Phase::Woken | Phase::Asked => {
+                Phase::Woken | Phase::Asked | Phase::Noting => {
                     missing.running.insert(pid);
                 }
             }
@@ -277,7 +315,7 @@ impl Freeze {
 }
 
 fn reach(phase: Phase, seen: &Seen, actions: &mut Vec<Action>) -> Phase {
-    let &Seen { pid, live, stopped, connected } = seen;
+    let &Seen { pid, live, stopped, connected, .. } = seen;
     match phase {
         Phase::Unreached if connected => {
             if stopped {
@@ -293,6 +331,11 @@ fn reach(phase: Phase, seen: &Seen, actions: &mut Vec<Action>) -> Phase {
         // It was stopped before the signal or our message reached it.
         Phase::Woken | Phase::Asked if stopped => {
             actions.push(Action::WakeStopped(pid));
+            phase
+        }
+        // It was stopped by one that was not frozen yet.
+        Phase::Frozen if stopped => {
+            actions.push(Action::Continue(pid));
             phase
         }
         other => other,
@@ -409,7 +452,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn seen(pid: i32) -> Seen {
-        Seen { pid: Pid(pid), live: true, stopped: false, connected: false }
+        Seen { pid: Pid(pid), parent: Pid(0), live: true, stopped: false, connected: false }
     }
 
     fn scan(members: &[Seen]) -> Scan {
@@ -482,6 +525,44 @@ mod tests {
         assert_eq!(freeze.scanned(&stops, now, now), []);
         freeze.frozen(Pid(1));
         assert_eq!(freeze.scanned(&stops, now, now), [Action::WakeStopped(Pid(2))]);
+    }
+
+    #[test]
+    fn who_is_stopped_when_it_was_frozen_is_continued_when_all_others_are_frozen() {
+        let (mut freeze, now) = freeze();
+        let one = Seen { connected: true, ..seen(1) };
+        let other = Seen { connected: true, parent: Pid(1), ..seen(2) };
+        let third = Seen { connected: true, ..seen(3) };
+        freeze.scanned(&scan(&[one, other, third]), now, now);
+        freeze.frozen(Pid(1));
+        freeze.frozen(Pid(2));
+        let stops = scan(&[one, Seen { stopped: true, ..other }, third]);
+        assert_eq!(freeze.scanned(&stops, now, now), [], "the third may do something yet");
+        freeze.frozen(Pid(3));
+        assert!(matches!(freeze.step(now), Step::Scan { children: true }));
+        assert_eq!(freeze.scanned(&stops, now, now), [Action::Note(Pid(1))]);
+        assert!(matches!(freeze.step(now), Step::Wait(_)));
+        freeze.frozen(Pid(1));
+        assert!(matches!(freeze.step(now), Step::Scan { children: true }));
+        assert_eq!(freeze.scanned(&stops, now, now), [Action::Continue(Pid(2))]);
+        assert_eq!(freeze.step(now), Step::Done);
+    }
+
+    #[test]
+    fn of_stopped_processes_the_parent_is_frozen_first_and_notes_its_children() {
+        let (mut freeze, now) = freeze();
+        let parent = Seen { connected: true, stopped: true, ..seen(1) };
+        let child = Seen { connected: true, stopped: true, parent: Pid(1), ..seen(2) };
+        let actions = freeze.scanned(&scan(&[parent, child]), now, now);
+        assert_eq!(actions, [Action::WakeStopped(Pid(1)), Action::Freeze(Pid(1))]);
+        freeze.frozen(Pid(1));
+        let parent = Seen { stopped: false, ..parent };
+        let both = scan(&[parent, child]);
+        assert!(matches!(freeze.step(now), Step::Scan { .. }));
+        assert_eq!(freeze.scanned(&both, now, now), [Action::Note(Pid(1))]);
+        freeze.frozen(Pid(1));
+        let actions = freeze.scanned(&both, now, now);
+        assert_eq!(actions, [Action::WakeStopped(Pid(2)), Action::Freeze(Pid(2))]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! answered at once.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use ulpm_control::manifest::{self, Manifest, ProcessEntry};
 use ulpm_control::message::{self, Checkpointed, Migrated, Outside, Progress};
 use ulpm_control::{JobId, host, place};
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_SIGNAL, FREEZE_STOPPED,
-    Failure, ToManager, WRITER_COMM, Zombie,
+    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET, FREEZE_NOTE,
+    FREEZE_SIGNAL, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM, Zombie,
 };
 use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState, object_flag};
 use ulpm_sys::ipc::Kind;
@@ -206,7 +206,9 @@ pub(crate) struct Job {
     pub(crate) meta: JobMeta,
     pub(crate) table: Mapped,
     table_path: PathBuf,
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
+    /// What has come while something else was waited for.
+    kept: VecDeque<Event>,
     managers: HashMap<i32, Manager>,
     /// Connections on which images are announced. A process that goes on while its image is written may
     /// execute another program, whose manager is another; the forked writer keeps the first one's
@@ -282,6 +284,7 @@ impl Job {
             table_path: shared.state.table(meta.id),
             table,
             events,
+            kept: VecDeque::new(),
             managers: HashMap::new(),
             writing: HashMap::new(),
             replaced: Vec::new(),
@@ -324,7 +327,7 @@ impl Job {
             for time in [self.next_checkpoint, self.restoring.as_ref().map(|r| r.deadline)] {
                 until = time.map_or(until, |time| until.min(time));
             }
-            match tokio::time::timeout_at(until.into(), self.events.recv()).await {
+            match tokio::time::timeout_at(until.into(), self.event()).await {
                 Ok(Some(event)) => self.idle(event).await,
                 Ok(None) => break,
                 Err(_) => {}
@@ -414,6 +417,14 @@ impl Job {
         // Only if there is no checkpoint in it.
         let _ = std::fs::remove_dir(self.meta.policy.ckpt_dir.join(&self.meta.name));
         self.shared.unlist(self.meta.id);
+    }
+
+    /// The next event; `None` if there will be none.
+    pub(crate) async fn event(&mut self) -> Option<Event> {
+        match self.kept.pop_front() {
+            Some(event) => Some(event),
+            None => self.events.recv().await,
+        }
     }
 
     /// Takes an event while nothing is being done.
@@ -787,9 +798,10 @@ impl Job {
             };
             look.scan.members.push(Seen {
                 pid: Pid(pid),
+                parent: Pid(stat.ppid),
                 // One that we may not look at is never signalled.
                 live: state == SlotState::Live && proof == Some(true),
-                stopped: stat.is_stopped(),
+                stopped: process::is_stopped(&stat),
                 connected: self.managers.contains_key(&pid),
             });
             look.stats.insert(pid, stat);
@@ -849,7 +861,7 @@ impl Job {
     /// Waits for what concerns a barrier, until a time; answers all else meanwhile.
     pub(crate) async fn barrier_event(&mut self, until: Instant) -> Option<Barrier> {
         loop {
-            let event = tokio::time::timeout_at(until.into(), self.events.recv()).await;
+            let event = tokio::time::timeout_at(until.into(), self.event()).await;
             match event {
                 Ok(Some(event)) => {
                     if let Some(concerning) = self.aside(event).await {
@@ -874,7 +886,7 @@ impl Job {
             tokio::select! {
                 biased;
                 done = &mut future => return Ok(done),
-                event = self.events.recv() => {
+                event = self.event() => {
                     let Some(event) = event else { return Ok(future.await) };
                     match self.aside(event).await {
                         Some(Barrier::Lost(pid)) if matters.contains(&pid) => {
@@ -998,7 +1010,7 @@ impl Job {
                         self.perform(&actions, epoch, deadline).await;
                     }
                     Some(Barrier::Lost(pid)) => barrier.lost(pid, Instant::now()),
-                    Some(Barrier::Said(pid, Said::Frozen { .. })) => barrier.frozen(pid),
+                    Some(Barrier::Said(pid, Said::Frozen { threads: 1.. })) => barrier.frozen(pid),
                     // Nobody saves in a freeze: that is the last word of an attempt which was given up.
                     Some(Barrier::Said(pid, Said::Failed { failure, errno, text }))
                         if !matches!(failure, Failure::Write | Failure::Again) =>
@@ -1022,18 +1034,35 @@ impl Job {
                     for thread in process::user_threads(pid.0) {
                         self.signal(pid, thread.pid, epoch);
                     }
-                    self.stopped.entry(pid).or_insert(false);
-                    let _ = kill(RealPid::from_raw(pid.0), Signal::SIGCONT);
+                    self.let_run(pid);
                 }
-                Action::Freeze(pid) => {
+                Action::Continue(pid) => self.let_run(pid),
+                Action::Freeze(pid) | Action::Note(pid) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    let message = ToManager::Freeze {
-                        epoch,
-                        deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-                        flags: if self.tell_stopped(pid) { FREEZE_STOPPED } else { 0 },
+                    let flags = match action {
+                        Action::Note(_) => FREEZE_NOTE,
+                        _ if self.tell_stopped(pid) => FREEZE_STOPPED,
+                        _ => 0,
                     };
-                    self.send(pid, message).await;
+                    let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+                    self.send(pid, ToManager::Freeze { epoch, deadline_ms, flags }).await;
                 }
+            }
+        }
+    }
+
+    /// Continues a process that was stopped. The thaw stops it again.
+    fn let_run(&mut self, pid: Pid) {
+        self.stopped.entry(pid).or_insert(false);
+        let _ = kill(RealPid::from_raw(pid.0), Signal::SIGCONT);
+    }
+
+    /// Continues frozen processes that were stopped by somebody outside of the job, or by the kernel: their managers
+    /// are to work.
+    pub(crate) fn let_stopped_run(&mut self, frozen: &Frozen) {
+        for process in &frozen.processes {
+            if Stat::of(process.pid.0).is_some_and(|stat| process::is_stopped(&stat)) {
+                self.let_run(process.pid);
             }
         }
     }
@@ -1085,18 +1114,49 @@ impl Job {
         let stopped = std::mem::take(&mut self.stopped);
         let (first, then): (Vec<_>, Vec<_>) =
             self.managers.keys().map(|&pid| Pid(pid)).partition(|pid| stopped.contains_key(pid));
-        for pid in first {
-            self.send(pid, ToManager::Thaw).await;
-        }
         for (pid, told) in stopped {
+            // It hears of the thaw when it is continued.
             if !told {
                 let _ = kill(RealPid::from_raw(pid.0), Signal::SIGSTOP);
             }
             self.stopping.insert(pid);
         }
+        let any = !first.is_empty();
+        for pid in first {
+            self.send(pid, ToManager::Thaw).await;
+        }
         self.wait_for_stops().await;
+        if any {
+            self.have_stops_forgotten(&then).await;
+        }
         for pid in then {
             self.send(pid, ToManager::Thaw).await;
+        }
+    }
+
+    /// Has processes forget what the kernel tells once more of children that are stopped again. Before any of them goes
+    /// on: what is stopped then is to be told.
+    async fn have_stops_forgotten(&mut self, pids: &[Pid]) {
+        let epoch = self.table.table().header().epoch.load(std::sync::atomic::Ordering::Acquire);
+        let message = ToManager::Freeze { epoch, deadline_ms: 0, flags: FREEZE_FORGET };
+        for &pid in pids {
+            self.send(pid, message).await;
+        }
+        let mut missing: BTreeSet<Pid> = pids.iter().copied().collect();
+        let until = Instant::now() + STOP_LIMIT;
+        while !missing.is_empty() {
+            let event = tokio::time::timeout_at(until.into(), self.events.recv()).await;
+            let Ok(Some(event)) = event else { return };
+            match &event {
+                Event::Said { pid, said: Said::Frozen { threads: 0 }, .. } => {
+                    missing.remove(&Pid(*pid));
+                }
+                Event::Lost { pid, .. } => {
+                    missing.remove(&Pid(*pid));
+                    self.kept.push_back(event);
+                }
+                _ => self.kept.push_back(event),
+            }
         }
     }
 
@@ -1106,9 +1166,7 @@ impl Job {
         let began = Instant::now();
         let mut stopping = std::mem::take(&mut self.stopping);
         while began.elapsed() < STOP_LIMIT {
-            stopping.retain(|pid| {
-                Stat::of(pid.0).is_some_and(|stat| !stat.is_stopped() && !stat.is_zombie())
-            });
+            stopping.retain(|pid| !process::has_stopped(pid.0));
             if stopping.is_empty() {
                 return;
             }
@@ -1435,6 +1493,9 @@ impl Job {
                 }
             }
             report = Instant::now() + PROGRESS;
+            if freeze_time.is_none() {
+                self.let_stopped_run(frozen);
+            }
             let done =
                 files.values().map(|file| file.metadata().map_or(0, |meta| meta.len())).sum();
             self.report(progress, "write", done, total);

@@ -60,11 +60,22 @@ impl Stat {
     pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, 'X' | 'x') || (self.state == 'Z' && self.threads <= 1)
     }
+}
 
-    /// Whether it was stopped by a signal.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.state == 'T'
+/// Whether a process was stopped by a signal, or is about to stand still by one.
+pub(crate) fn is_stopped(leader: &Stat) -> bool {
+    match leader.state {
+        'T' => true,
+        // The leading thread has ended before the others.
+        'Z' => threads(leader.pid).iter().any(|thread| thread.state == 'T'),
+        _ => false,
     }
+}
+
+/// Whether a process stands still by a signal with all of its threads, or has ended. Before the last of them does, its
+/// parent is still told that it was continued, and not yet that it has stopped.
+pub(crate) fn has_stopped(pid: i32) -> bool {
+    threads(pid).iter().all(|thread| matches!(thread.state, 'T' | 'Z' | 'X'))
 }
 
 /// Process ids in /proc.

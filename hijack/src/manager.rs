@@ -8,8 +8,9 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ulpm_protocol::manager::{
-    CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_STOPPED,
-    Failure, FrameHeader, FromManager, HEADER_LEN, MANAGER_COMM, ToManager, VERSION, WRITER_COMM,
+    CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET,
+    FREEZE_NOTE, FREEZE_STOPPED, Failure, FrameHeader, FromManager, HEADER_LEN, MANAGER_COMM,
+    ToManager, VERSION, WRITER_COMM,
 };
 use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
@@ -138,6 +139,7 @@ extern "C" fn run() -> ! {
 #[derive(Clone, Copy, Debug)]
 struct Frozen {
     epoch: u32,
+    threads: u32,
     stopped: bool,
     leader_gone: bool,
 }
@@ -230,6 +232,16 @@ impl Manager {
     }
 
     fn freeze(&mut self, epoch: u32, deadline_ms: u32, flags: u32) -> Result<(), Disconnected> {
+        if flags & FREEZE_FORGET != 0 {
+            stops::forget_repeated(&self.table, false);
+            return self.send(&FromManager::Frozen { threads: 0 });
+        }
+        if let Some(frozen) = self.frozen.filter(|frozen| frozen.epoch == epoch)
+            && flags & FREEZE_NOTE != 0
+        {
+            stops::note(&self.table);
+            return self.send(&FromManager::Frozen { threads: frozen.threads });
+        }
         if self.frozen.is_some() {
             self.thaw();
         }
@@ -238,14 +250,10 @@ impl Manager {
         match freeze::freeze(self.own, epoch, deadline_ms) {
             Ok((threads, leader_gone)) => {
                 requests::wait_until_done();
-                if flags & FREEZE_STOPPED == 0 {
-                    stops::note(self.own, &self.table);
-                } else {
-                    stops::clear(); // Its children may have been continued before it.
-                }
+                stops::clear();
                 self.looked_into = Some(capture::LookedInto::allow());
-                self.frozen =
-                    Some(Frozen { epoch, stopped: flags & FREEZE_STOPPED != 0, leader_gone });
+                let stopped = flags & FREEZE_STOPPED != 0;
+                self.frozen = Some(Frozen { epoch, threads, stopped, leader_gone });
                 self.send(&FromManager::Frozen { threads })
             }
             Err(failed) => self.report(&failed),
@@ -392,20 +400,16 @@ impl Manager {
         if core::mem::take(&mut self.restored) != 0 {
             // If this stops us, it returns when the next freeze has begun: what that holds stays held.
             crate::locks::take_all(self.own, &self.table);
-            let stops = crate::restart::will_stop();
+            stops::forget_repeated(&self.table, crate::restart::will_stop());
             crate::restart::before_first_thaw();
             connections::go_on();
-            if !stops {
-                stops::forget_repeated(&self.table);
-            }
             freeze::thaw(self.own, 0);
         } else if let Some(frozen) = self.frozen.take() {
             connections::go_on();
+            stops::forget_repeated(&self.table, frozen.stopped);
             if frozen.stopped {
                 // Takes effect before this call returns; what follows happens after a SIGCONT.
                 let _ = ulpm_sys::kill(ulpm_sys::getpid(), signal::SIGSTOP);
-            } else {
-                stops::forget_repeated(&self.table);
             }
             freeze::thaw(self.own, frozen.epoch);
         } else if self.own.records.load(Ordering::Acquire) != 0 {

@@ -1,9 +1,10 @@
 //! Stops of children that the program has been told of.
 //!
 //! A process that is stopped has to be continued to be frozen, and is stopped again at the thaw; so its parent would be told
-//! once more. Whether it has been told before, the kernel says when the parent stands still and the child is still
-//! stopped: those are frozen last. It is told again before the parent goes on: those are thawed first. What is asked between lies in the
-//! library's own memory, so it is so behind a restart too.
+//! once more. Whether it has been told before, the kernel says when nobody of the job runs any more who could continue or stop the
+//! child, and this is still stopped: those are continued last, parents before their children. It is told again before the
+//! parent goes on: those are thawed first. What is asked between lies in the library's own memory, so it is so behind a
+//! restart too.
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
@@ -13,12 +14,13 @@ use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{Stat, decimal};
 
 use crate::capture::text::{Directory, read_file};
-use crate::process::{self, PerProcess};
 
 /// Of more children at once the program is told once more.
 const MAX_CHILDREN: usize = 1024;
 /// How long a child may take to stop again: it may have been continued or ended by somebody else meanwhile.
 const PATIENCE_NS: i64 = 100_000_000;
+/// The same where the parent is about to stop too, beside its children.
+const LONG_PATIENCE_NS: i64 = 1_000_000_000;
 
 /// The ids, as the program knows them, of stopped children.
 static TOLD: [AtomicI32; MAX_CHILDREN] = [const { AtomicI32::new(0) }; MAX_CHILDREN];
@@ -29,15 +31,16 @@ pub(crate) fn clear() {
     COUNT.store(0, Ordering::Relaxed);
 }
 
-/// Takes note of the children that are stopped, and of which the program knows it. While all its threads stand still.
-pub(crate) fn note(own: &PerProcess, table: &Table) {
+/// Takes note of the children that are stopped, and of which the program knows it. While the others of the job stand
+/// still.
+pub(crate) fn note(table: &Table) {
     clear();
-    let me = process::virtual_pid(own);
-    let made = |slot: &&Slot| slot.is_member() && slot.parent.load(Ordering::Relaxed) == me;
-    for slot in table.slots().iter().filter(made) {
-        // In this order: it may be stopping now. What was made and is a child no more gives an error.
-        if is_stopped(slot.real())
-            && ulpm_sys::stopped_child(slot.real(), false) == Ok(false)
+    let has_told = |slot: &Slot| ulpm_sys::stopped_child(slot.real(), false) == Ok(false);
+    for slot in table.slots().iter().filter(|slot| slot.is_member()) {
+        // What is no child gives an error. Once more behind the look, for it may be stopping now.
+        if has_told(slot)
+            && is_stopped(slot.real())
+            && has_told(slot)
             && let Some(place) = TOLD.get(COUNT.load(Ordering::Relaxed))
         {
             place.store(slot.virt(), Ordering::Relaxed);
@@ -46,9 +49,10 @@ pub(crate) fn note(own: &PerProcess, table: &Table) {
     }
 }
 
-/// Takes what the kernel has to tell of them a second time. Before the program goes on.
-pub(crate) fn forget_repeated(table: &Table) {
-    let deadline = ulpm_sys::monotonic_ns() + PATIENCE_NS;
+/// Takes what the kernel has to tell of them a second time. Before the program goes on, or stops.
+pub(crate) fn forget_repeated(table: &Table, stops: bool) {
+    let patience = if stops { LONG_PATIENCE_NS } else { PATIENCE_NS };
+    let deadline = ulpm_sys::monotonic_ns() + patience;
     for told in &TOLD[..COUNT.swap(0, Ordering::Relaxed).min(MAX_CHILDREN)] {
         let Some(slot) = table.by_virtual(told.load(Ordering::Relaxed)) else { continue };
         // It stands still, but maybe its last thread is only about to.

@@ -45,6 +45,12 @@ pub const WRITER_COMM: &str = "ulpm-writer";
 /// `Freeze`: the process was stopped (state T); the coordinator has sent the freeze signal to each of
 /// its user threads and then SIGCONT. The manager stops it again when it thaws.
 pub const FREEZE_STOPPED: u32 = 1;
+/// `Freeze`, to a process that is frozen in the same epoch: it takes note of its children that are stopped, and of which
+/// the program knows it, and says `Frozen` again.
+pub const FREEZE_NOTE: u32 = 2;
+/// `Freeze`, to a process that is about to be thawed: those of its children are stopped again that it has taken note
+/// of; it takes what the kernel tells of them once more, and says `Frozen` with no threads.
+pub const FREEZE_FORGET: u32 = 4;
 
 /// `Capture`: write inside the freeze and stay frozen until `Thaw` or `End`.
 pub const CAPTURE_HOLD: u32 = 1;

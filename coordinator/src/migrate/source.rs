@@ -753,7 +753,7 @@ impl Job {
                 break;
             }
             tokio::select! {
-                event = self.events.recv() => {
+                event = self.event() => {
                     let Some(event) = event else { continue };
                     if let Some(event) = self.aside(event).await {
                         // Also one whose image is complete: a process without a coordinator goes on.
@@ -792,6 +792,7 @@ impl Job {
                 continue;
             }
             report = Instant::now() + PROGRESS;
+            self.let_stopped_run(frozen);
             if heard.elapsed() > hurried(SILENCE) {
                 return Err(lost(CodecError::Io(io::ErrorKind::TimedOut.into())));
             }

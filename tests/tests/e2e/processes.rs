@@ -9,6 +9,7 @@ use crate::whole_life;
 whole_life! {
     tree_of_64 => Program::guest("tree64", 200);
     zombies_orphans_groups_sessions => Program::guest("zombies", 200);
+    processes_that_stop_each_other => Program::guest("stoppers", 400);
     every_way_to_exec => Program::guest("exec_env", 80);
     threads_of_a_forked_child => Program::guest("forked_threads", 200);
     fork_and_cancellation => Program::guest("libc_contract", 200);
