@@ -30,7 +30,7 @@ use crate::error::{JobError, describe};
 use crate::generation::{self, GenerationError, Partial};
 use crate::kernel::{self, Mapped};
 use crate::manager::{ConnId, Hello, Manager, Said};
-use crate::migrate::Manner;
+use crate::migrate::{Manner, check};
 use crate::process::{self, Stat};
 use crate::server::Shared;
 use crate::state::{self, Finished, JobMeta};
@@ -923,6 +923,7 @@ impl Job {
     /// On an error everybody goes on.
     pub(crate) async fn freeze(&mut self) -> Result<Frozen, JobError> {
         self.wait_for_stops().await;
+        self.check_surroundings()?;
         let since = Instant::now();
         let timeout = self.shared.deadline;
         let mut barrier = Freeze::new(since, timeout);
@@ -970,6 +971,27 @@ impl Job {
         }
     }
 
+    /// Refuses, before anybody is asked to stop, what could not stop or come back.
+    fn check_surroundings(&mut self) -> Result<(), JobError> {
+        let look = self.look_around();
+        look.stats.keys().try_for_each(|&pid| self.check_tracer(pid))?;
+        let strangers = look.scan.strangers.unwrap_or_default();
+        match strangers.iter().find(|stranger| process::has_pid_namespace(stranger.pid.0)) {
+            Some(stranger) => {
+                let text = format!("it {}; {}", check::NAMESPACE, check::NAMESPACE_WAY_OUT);
+                Err(self.failed(stranger.pid, Failure::Unsupported, 0, text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a process that is traced: its tracer would have to let it stop. That may be for a moment only.
+    fn check_tracer(&self, pid: i32) -> Result<(), JobError> {
+        let Some(tracer) = process::tracer(pid) else { return Ok(()) };
+        let text = format!("it {}; {}", check::traced_by(tracer), check::TRACER_WAY_OUT);
+        Err(self.failed(Pid(pid), Failure::Again, 0, text))
+    }
+
     async fn freeze_with(
         &mut self,
         barrier: &mut Freeze,
@@ -1001,6 +1023,8 @@ impl Job {
                         look.stats.len(),
                         now.elapsed()
                     );
+                    let held = look.stats.values().filter(|stat| stat.state == 't');
+                    held.map(|stat| stat.pid).try_for_each(|pid| self.check_tracer(pid))?;
                     let actions = barrier.scanned(&look.scan, now, Instant::now());
                     self.perform(&actions, epoch, deadline).await;
                 }

@@ -343,6 +343,18 @@ pub(crate) fn mapped_files(pid: i32, table: &Path) -> BTreeSet<(PathBuf, bool)> 
     maps.lines().filter_map(file).collect()
 }
 
+/// Whether a process runs in another pid namespace than we do. The kernel says so of every process.
+pub(crate) fn has_pid_namespace(pid: i32) -> bool {
+    // An id for each namespace, from that of /proc to its own.
+    let depth = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        Some(ids.split_whitespace().count())
+    };
+    let its = depth(&pid.to_string());
+    its.is_some() && its > depth("self")
+}
+
 /// Who traces a process.
 pub(crate) fn tracer(pid: i32) -> Option<i32> {
     status(pid, "TracerPid:")?.parse().ok().filter(|&tracer| tracer != 0)

@@ -11,9 +11,11 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 static void *wait_forever(void *nothing)
 {
@@ -114,6 +116,29 @@ int main(int argc, char **argv)
         CHECK_EQ(syscall(SYS_io_submit, context, 1, &list), 1);
     } else if (strcmp(what, "process") == 0) {
         CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
+    } else if (strcmp(what, "traced") == 0) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            CHECK_EQ(prctl(PR_SET_PDEATHSIG, SIGKILL), 0);
+            CHECK_EQ(ptrace(PTRACE_TRACEME, 0, NULL, NULL), 0);
+            CHECK_EQ(raise(SIGSTOP), 0);
+            wait_forever(NULL);
+        }
+        int status = 0;
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK(WIFSTOPPED(status));
+        CHECK_EQ(ptrace(PTRACE_CONT, child, NULL, NULL), 0);
+        for (long i = 1; i <= steps; i++) {
+            guest_step(i);
+            /* It is stopped by no signal of anybody. */
+            CHECK_EQ(waitpid(child, &status, WNOHANG), 0);
+        }
+        CHECK_EQ(kill(child, SIGKILL), 0);
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK(WIFSIGNALED(status));
+        guest_line("ok refused_state");
+        return 0;
     } else {
         CHECK(!"known");
     }

@@ -16,6 +16,12 @@ use crate::process;
 
 /// The first kernel that has all calls that a restart makes.
 const OLDEST_KERNEL: (u32, u32) = (5, 9);
+/// Of a process that another of the job has started so.
+pub(crate) const NAMESPACE: &str =
+    "runs in a pid namespace of its own, which a restart cannot make";
+/// What helps then.
+pub(crate) const NAMESPACE_WAY_OUT: &str =
+    "end it, or start it without a namespace, or run ulpm_coordinator and ulpm_launch in there";
 /// So many are named where many lack something.
 const NAMED: usize = 5;
 
@@ -380,12 +386,21 @@ pub(super) fn look_at(pid: i32, replaced: &[(u64, u64)], table: &Path) -> Look {
         }
     }
     if let Some(tracer) = process::tracer(pid) {
-        let text =
-            format!("{name} is traced by process {tracer} ({})", process::short_command(tracer));
-        look.refused.push(no("objects", text, "end the debugger, or strace, first"));
+        let text = format!("{name} {}", traced_by(tracer));
+        look.refused.push(no("objects", text, TRACER_WAY_OUT));
     }
     look
 }
+
+/// Of a process that is traced.
+pub(crate) fn traced_by(tracer: i32) -> String {
+    let command = process::short_command(tracer);
+    format!(
+        "is traced by process {tracer} ({command}), which a restart could not have trace it again"
+    )
+}
+/// What helps then.
+pub(crate) const TRACER_WAY_OUT: &str = "end the debugger, or strace, or have it let go";
 
 /// Processes whose rights a restart would not bring back.
 pub(super) fn rights(pids: impl Iterator<Item = i32>) -> Vec<Finding> {
@@ -403,6 +418,10 @@ pub(super) fn rights(pids: impl Iterator<Item = i32>) -> Vec<Finding> {
 pub(super) fn strangers(strangers: &[Stranger]) -> Vec<Finding> {
     let stranger = |stranger: &Stranger| {
         let pid = stranger.pid.0;
+        if process::has_pid_namespace(pid) {
+            let name = format!("process {pid} ({})", process::short_command(pid));
+            return no("objects", format!("{name} {NAMESPACE}"), NAMESPACE_WAY_OUT);
+        }
         let text = format!(
             "process {pid} ({}), a child of {}, is not under ULPM",
             process::short_command(pid),

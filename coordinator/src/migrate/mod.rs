@@ -17,7 +17,7 @@
 //! What is done when is decided by the state machines in `ulpm_protocol::handover`; this module does it. A
 //! source that is not answered says Commit again, as [`Request::Follow`], for as long as it takes.
 
-mod check;
+pub(crate) mod check;
 mod source;
 mod target;
 

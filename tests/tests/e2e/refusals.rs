@@ -5,8 +5,9 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use ulpm_tests::{Lab, Output, Program, Result, ensure, guest_path, is_root};
+use ulpm_tests::{DEADLINE, Lab, Output, Program, Result, ensure, guest_path, is_root, until};
 
 /// Runs `ulpm_launch PROGRAM`.
 fn launch(lab: &Lab, program: &Path) -> Result<Output> {
@@ -355,6 +356,61 @@ fn timer_of_one_of_several_threads() -> Result {
 #[test]
 fn seccomp_filter() -> Result {
     state_refused("seccomp", &["seccomp filter"])
+}
+
+#[test]
+fn process_that_another_of_the_job_traces() -> Result {
+    state_refused("traced", &["traced by process", "refused_state"])
+}
+
+/// A checkpoint is refused quickly, naming what is in the way, and so is a move.
+fn refused_at_once(command: &[&str], words: &[&str]) -> Result {
+    Lab::one_host(|lab| {
+        let mut program = Program::guest("counter", 1);
+        program.argv = command.iter().map(ToString::to_string).collect();
+        let guest = lab.launch(&program)?;
+        guest.wait_for("here")?;
+        let began = Instant::now();
+        let said = lab.tool(0, "ulpm_command", &["--checkpoint", "--kill", &guest.name])?;
+        said.failure(&[words, &["cannot be saved"]].concat())?;
+        ensure!(began.elapsed() < Duration::from_secs(8), "after {:?}", began.elapsed());
+        lab.tool(0, "ulpm_command", &["--kill", &guest.name])?.success()?;
+        until("the job to end", DEADLINE, || Ok(lab.job(0, &guest.name)?.is_none().then_some(())))?;
+        guest.kill_tree()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn program_below_strace() -> Result {
+    if !Path::new("/usr/bin/strace").exists() {
+        println!("there is no strace");
+        return Ok(());
+    }
+    let command = ["strace", "-f", "-o", "/dev/null", "sh", "-c", "echo here; sleep 1000; true"];
+    refused_at_once(&command, &["traced by process", "strace -f"])
+}
+
+#[test]
+fn program_below_gdb() -> Result {
+    if !Path::new("/usr/bin/gdb").exists() {
+        println!("there is no gdb");
+        return Ok(());
+    }
+    let script = "echo here; sleep 1000; true";
+    let command = ["gdb", "-nx", "-q", "-batch", "-ex", "run", "--args", "/bin/sh", "-c", script];
+    refused_at_once(&command, &["traced by process", "gdb"])
+}
+
+#[test]
+fn pid_namespace_of_a_part_of_the_job() -> Result {
+    if !is_root() {
+        println!("only root can make a pid namespace so: the run as root shows this");
+        return Ok(());
+    }
+    let script = "sleep 1000 & echo here; wait";
+    let command = ["unshare", "--pid", "--fork", "sh", "-c", script];
+    refused_at_once(&command, &["pid namespace of its own", "run ulpm_coordinator"])
 }
 
 #[test]
