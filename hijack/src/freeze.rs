@@ -2,13 +2,14 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL, Failure};
 use ulpm_sys::fmt::Text;
 use ulpm_sys::proc::{Stat, decimal, hex};
 use ulpm_sys::signal::{self, Action, SigInfo};
-use ulpm_sys::{Errno, arch::nr};
+use ulpm_sys::{Errno, Scheduling, arch::nr};
 
 use crate::capture::text::{Directory, read_file};
 use crate::process::{self, PerProcess};
@@ -77,9 +78,12 @@ pub(crate) fn freeze(
     // Whoever was about to lose an old coordinator may have taken the new one's freeze for a part of that.
     own.thawed_epoch.store(epoch.saturating_sub(1), Ordering::Release);
     let borrowed = Borrowed::take(own);
+    raise(ulpm_sys::gettid());
     let result = stop_all(own, epoch, deadline, &borrowed);
     if result.is_err() {
         borrowed.take_back_requests();
+    } else {
+        raise_stopped(own);
     }
     borrowed.give_back();
     result.inspect_err(|_| thaw(own, epoch))
@@ -93,10 +97,68 @@ pub(crate) fn thaw(own: &PerProcess, epoch: u32) {
     }
     own.thawed_epoch.fetch_max(epoch, Ordering::AcqRel);
     threads::clear_records(own);
+    lower();
     own.stopped.store(0, Ordering::Release);
     own.freezing.store(0, Ordering::SeqCst);
     own.thaw.fetch_add(1, Ordering::AcqRel);
     ulpm_sys::futex_wake_all(&own.thaw);
+}
+
+/// Threads that only run where nobody else wants to (SCHED_IDLE), and that are scheduled as others are until the thaw: on a
+/// machine that has much to do they would not stop in time, nor take their signals. One that does not stop at once may see
+/// that, so it is done to those only, and when all stand still.
+struct Raised(UnsafeCell<[(i32, Scheduling); 256]>, AtomicUsize);
+// SAFETY: used by the manager thread only.
+unsafe impl Sync for Raised {}
+static RAISED: Raised = Raised(UnsafeCell::new([(0, [0; 7]); 256]), AtomicUsize::new(0));
+
+impl Raised {
+    fn list(&self) -> &[(i32, Scheduling)] {
+        // SAFETY: see above; it is let go of before anything is added.
+        unsafe { &(&*self.0.get())[..self.1.load(Ordering::Relaxed)] }
+    }
+}
+
+/// Has a thread run beside others, if it does not and if that is permitted (RLIMIT_NICE).
+fn raise(tid: i32) {
+    /// SCHED_IDLE; SCHED_OTHER is 0 (include/uapi/linux/sched.h). The size lies below.
+    const IDLE: u64 = 5 << 32;
+    const POLICY: u64 = 0xffff_ffff << 32;
+    let Ok(before) = ulpm_sys::scheduling(tid) else { return };
+    let count = RAISED.1.load(Ordering::Relaxed);
+    // SAFETY: see above.
+    let Some(place) = (unsafe { &mut *RAISED.0.get() }).get_mut(count) else { return };
+    let mut other = before;
+    other[0] &= !POLICY;
+    if before[0] & POLICY == IDLE && ulpm_sys::set_scheduling(tid, &other).is_ok() {
+        *place = (tid, before);
+        RAISED.1.store(count + 1, Ordering::Relaxed);
+    }
+}
+
+/// The same for all that stand still. They remember how they are scheduled without that, for a restart.
+fn raise_stopped(own: &PerProcess) {
+    for stopped in threads::stopped(own) {
+        // SAFETY: the thread stands still.
+        let stopped = unsafe { &mut *stopped };
+        raise(stopped.tid);
+        if let Some((_, before)) = RAISED.list().iter().find(|(tid, _)| *tid == stopped.tid) {
+            stopped.scheduling = *before;
+        }
+    }
+}
+
+/// Has all be scheduled as they were.
+fn lower() {
+    for (tid, before) in RAISED.list() {
+        let _ = ulpm_sys::set_scheduling(*tid, before);
+    }
+    forget_raised();
+}
+
+/// In a new process nobody is raised.
+pub(crate) fn forget_raised() {
+    RAISED.1.store(0, Ordering::Relaxed);
 }
 
 /// The program's SIGUSR2, or whichever signal was chosen, while a freeze is going on.
@@ -216,6 +278,7 @@ fn stop_all(
             match asked.iter_mut().find(|asked| asked.tid == tid) {
                 Some(again) if now - again.at_ns > ASK_AGAIN_NS => {
                     again.at_ns = now;
+                    raise(tid);
                     let _ = signal::queue_to_thread(pid, tid, &info(FREEZE_SIGNAL));
                 }
                 Some(_) => {}

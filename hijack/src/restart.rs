@@ -55,6 +55,7 @@ pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> 
     own.thawed_epoch.store(0, Ordering::Relaxed);
     own.stopped.store(0, Ordering::Relaxed);
     threads::forget_restored();
+    crate::freeze::forget_raised();
     crate::wrap::signals::stand_in_for_handlers();
     if let Some(table) = process::table() {
         crate::clock::restart(table, vdso);

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsiz
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL};
 use ulpm_sys::arch::{UserContext, nr, prctl, syscall};
 use ulpm_sys::signal::{self, Action, AltStack, SigInfo, bit};
-use ulpm_sys::{Errno, Processors, Timespec, pr};
+use ulpm_sys::{Errno, Processors, Scheduling, Timespec, pr};
 
 use crate::process::{self, PerProcess};
 use crate::wrap::fork::freeze_signals;
@@ -52,7 +52,7 @@ pub(crate) struct Stopped {
     pub(crate) name: [u8; 16],
     timer_slack: usize,
     parent_death_signal: i32,
-    scheduling: [u64; 7],
+    pub(crate) scheduling: Scheduling,
     /// Where it may run, as a place in [`AFFINITIES`] plus one; 0 if it may everywhere.
     affinity: usize,
     io_priority: usize,
@@ -261,7 +261,7 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         // SAFETY: takes no argument.
         timer_slack: unsafe { ulpm_sys::prctl(pr::GET_TIMERSLACK, [0; 2]) }.unwrap_or(0),
         parent_death_signal: parent_death_signal(),
-        scheduling: scheduling(),
+        scheduling: ulpm_sys::scheduling(0).unwrap_or_default(),
         affinity: 0,
         io_priority: 0,
         again: None,
@@ -423,7 +423,7 @@ pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
             let signal = stopped.parent_death_signal.cast_unsigned() as usize;
             let _ = ulpm_sys::prctl(pr::SET_PDEATHSIG, [signal, 0]);
         }
-        syscall(nr::SCHED_SETATTR, [0, (&raw const stopped.scheduling).addr(), 0, 0, 0, 0]);
+        let _ = ulpm_sys::set_scheduling(0, &stopped.scheduling);
         // The kernel takes those that there are; if there is none, the thread may run everywhere.
         if let Some(set) =
             stopped.affinity.checked_sub(1).and_then(|i| (*AFFINITIES.0.get()).get(i))
@@ -768,17 +768,6 @@ fn robust_list() -> [usize; 2] {
         syscall(nr::GET_ROBUST_LIST, args);
     }
     [head, len]
-}
-
-/// `struct sched_attr`, as sched_setattr takes it.
-fn scheduling() -> [u64; 7] {
-    let mut attributes = [0u64; 7];
-    // SAFETY: the call stores at most the given size.
-    unsafe {
-        let at = (&raw mut attributes).addr();
-        syscall(nr::SCHED_GETATTR, [0, at, size_of_val(&attributes), 0, 0, 0]);
-    }
-    attributes
 }
 
 /// Waits until `count` threads stand still, or `until` (monotonic ns); true if they do.

@@ -451,6 +451,35 @@ pub fn set_affinity(tid: i32, set: &Processors) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// `struct sched_attr` (include/uapi/linux/sched/types.h): the policy is in the upper half of the first word.
+pub type Scheduling = [u64; 7];
+
+/// How a thread is scheduled; 0 is the calling one.
+///
+/// # Errors
+///
+/// SRCH: it has ended.
+pub fn scheduling(tid: i32) -> Result<Scheduling, Errno> {
+    let mut attributes = Scheduling::default();
+    let at = attributes.as_mut_ptr().addr();
+    // SAFETY: borrowed.
+    check(unsafe {
+        syscall(nr::SCHED_GETATTR, [word(tid), at, size_of_val(&attributes), 0, 0, 0])
+    })?;
+    Ok(attributes)
+}
+
+/// Has a thread be scheduled so; 0 is the calling one.
+///
+/// # Errors
+///
+/// PERM: not without privileges; SRCH: it has ended.
+pub fn set_scheduling(tid: i32, attributes: &Scheduling) -> Result<(), Errno> {
+    let at = attributes.as_ptr().addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::SCHED_SETATTR, [word(tid), at, 0, 0, 0, 0]) }).map(drop)
+}
+
 /// I/O priority of a thread; 0 is the calling one. It is 0 for one that has not set any.
 #[must_use]
 pub fn io_priority(tid: i32) -> usize {
@@ -713,13 +742,26 @@ pub fn sched_yield() {
 
 /// Copies this process's own memory from an address on; returns how many words could be read.
 pub fn read_own_memory(from: usize, words: &mut [u64]) -> usize {
-    let local = [words.as_mut_ptr().addr(), size_of_val(words)];
-    let remote = [from, size_of_val(words)];
+    // SAFETY: the words are borrowed.
+    unsafe { read_own(from, words.as_mut_ptr().addr(), size_of_val(words)) / size_of::<u64>() }
+}
+
+/// Copies this process's own memory from an address on; returns how many bytes could be read.
+pub fn read_own_bytes(from: usize, bytes: &mut [u8]) -> usize {
+    // SAFETY: the bytes are borrowed.
+    unsafe { read_own(from, bytes.as_mut_ptr().addr(), bytes.len()) }
+}
+
+/// # Safety
+///
+/// `to` may be written to for `len` bytes.
+unsafe fn read_own(from: usize, to: usize, len: usize) -> usize {
+    let (local, remote) = ([to, len], [from, len]);
     let [local, remote] = [local.as_ptr().addr(), remote.as_ptr().addr()];
     let own = word(crate::getpid());
-    // SAFETY: the words are borrowed; what cannot be read the kernel tells.
+    // SAFETY: the caller vouches for it; what cannot be read the kernel tells.
     let read = check(unsafe { syscall(nr::PROCESS_VM_READV, [own, local, 1, remote, 1, 0]) });
-    read.unwrap_or(0) / size_of::<u64>()
+    read.unwrap_or(0)
 }
 
 /// Seconds and nanoseconds.

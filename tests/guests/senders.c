@@ -139,6 +139,10 @@ static void tell(int fd, int names)
     }
     CHECK_EQ(sendmsg(fd, &message, 0), 1);
     CHECK_EQ(byte, 'x');
+    /* What cannot be read is the kernel's to refuse. */
+    message.msg_control = (void *)8;
+    message.msg_controllen = sizeof control.room;
+    CHECK(sendmsg(fd, &message, MSG_DONTWAIT) == -1 && errno == EFAULT);
 }
 
 static pid_t sender_of(int fd)

@@ -167,21 +167,23 @@ unsafe fn send(fd: c_int, message: *const Message, flags: c_int) -> isize {
     /// SCM_MAX_FD (253) descriptors, credentials, and what else there may be.
     const ROOM: usize = 2048;
     let next = SENDMSG.get();
-    let mut room = [0u64; ROOM / 8];
+    let mut room = [0; ROOM];
     // SAFETY: the caller vouches for the message.
     unsafe {
         let mut given = *message;
         if given.control_len > ROOM {
             return next(fd, message, flags);
         }
+        let control = &mut room[..given.control_len];
+        // What cannot be read the kernel refuses (EFAULT), and does not end the program.
+        if ulpm_sys::read_own_bytes(given.control.expose_provenance(), control) < control.len() {
+            return next(fd, message, flags);
+        }
         holding_name(|| {
-            let copy = room.as_mut_ptr().cast::<u8>();
-            copy.copy_from_nonoverlapping(given.control, given.control_len);
-            let control = core::slice::from_raw_parts_mut(copy, given.control_len);
             if !change_senders(control, names::real) {
                 return None;
             }
-            given.control = copy;
+            given.control = control.as_mut_ptr();
             Some(next(fd, &raw const given, flags))
         })
         .unwrap_or_else(|| next(fd, message, flags))

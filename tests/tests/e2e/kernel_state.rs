@@ -15,6 +15,7 @@ whole_life! {
     posix_timers => Program::guest("posix_timers", 150);
     attributes => Program::guest("attributes", 150);
     attributes_of_processes => Program::guest("process_state", 150);
+    threads_that_run_when_nothing_else_does => Program::guest("idle_threads", 150);
     raw_calls => Program::guest("raw_calls", 100);
     senders => Program::guest("senders", 100);
     proc_paths => Program::guest("proc_paths", 100);
