@@ -19,8 +19,8 @@ use ulpm_control::manifest::{self, Manifest, ProcessEntry};
 use ulpm_control::message::{self, Checkpointed, Migrated, Outside, Progress};
 use ulpm_control::{JobId, host, place};
 use ulpm_protocol::manager::{
-    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET, FREEZE_NOTE,
-    FREEZE_SIGNAL, FREEZE_STOPPED, Failure, ToManager, WRITER_COMM, Zombie,
+    CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET, FREEZE_MIGRATE,
+    FREEZE_NOTE, FREEZE_SIGNAL, FREEZE_STOPPED, Failure, Thawed, ToManager, WRITER_COMM, Zombie,
 };
 use ulpm_protocol::table::{ENV_TABLE, Handover, SlotState, object_flag};
 use ulpm_sys::ipc::Kind;
@@ -210,6 +210,10 @@ pub(crate) struct Job {
     /// What has come while something else was waited for.
     kept: VecDeque<Event>,
     managers: HashMap<i32, Manager>,
+    /// Those of them that want to be told before a freeze.
+    asking: BTreeSet<i32>,
+    /// What every freeze says now.
+    freeze_flags: u32,
     /// Connections on which images are announced. A process that goes on while its image is written may
     /// execute another program, whose manager is another; the forked writer keeps the first one's
     /// connection.
@@ -286,6 +290,8 @@ impl Job {
             events,
             kept: VecDeque::new(),
             managers: HashMap::new(),
+            asking: BTreeSet::new(),
+            freeze_flags: 0,
             writing: HashMap::new(),
             replaced: Vec::new(),
             proved: HashMap::new(),
@@ -413,6 +419,9 @@ impl Job {
         }
         let state = &self.shared.state;
         let _ = std::fs::remove_file(&self.table_path);
+        let mut environment = self.table_path.clone().into_os_string();
+        environment.push(ulpm_protocol::restart::ENVIRONMENT);
+        let _ = std::fs::remove_file(environment);
         let _ = std::fs::remove_file(state.meta(self.meta.id));
         // Only if there is no checkpoint in it.
         let _ = std::fs::remove_dir(self.meta.policy.ckpt_dir.join(&self.meta.name));
@@ -467,6 +476,10 @@ impl Job {
                     Some(&writing) => writing == conn,
                     None => self.managers.get(&pid).is_some_and(|manager| manager.id == conn),
                 };
+                if heard && said == Said::Asks {
+                    self.asking.insert(pid);
+                    return None;
+                }
                 return heard.then_some(Barrier::Said(Pid(pid), said));
             }
             Event::Lost { pid, conn } => {
@@ -474,6 +487,7 @@ impl Job {
                 let matters = self.writing.get(&pid).map_or(current, |&writing| writing == conn);
                 if current {
                     self.managers.remove(&pid);
+                    self.asking.remove(&pid);
                     self.lost_restored(pid).await;
                     self.end_if_empty();
                 }
@@ -509,6 +523,7 @@ impl Job {
             // The last coordinator died before it had decided.
             self.shared.gives_up(token);
         }
+        self.asking.remove(&hello.real);
         if let Some(old) = self.managers.insert(hello.real, manager)
             && self.writing.get(&hello.real) == Some(&old.id)
         {
@@ -526,7 +541,9 @@ impl Job {
                     self.restored_step().await;
                 }
                 // Its coordinator died after all were ready.
-                None if self.table.table().handover() == Handover::None => self.thaw().await,
+                None if self.table.table().handover() == Handover::None => {
+                    self.thaw(Thawed::Aborted).await;
+                }
                 None => {}
             }
         }
@@ -545,16 +562,16 @@ impl Job {
                     .await;
             }
         } else {
-            self.release().await;
+            self.release(Thawed::Saved).await;
         }
     }
 
-    async fn release(&mut self) {
+    async fn release(&mut self, how: Thawed) {
         // Before the thaw: a short program may end before all of that is done.
         if let Some(restoring) = self.restoring.take() {
             let _ = restoring.answer.send(Ok(()));
         }
-        self.thaw().await;
+        self.thaw(how).await;
         self.doing = "running";
         self.schedule();
     }
@@ -656,7 +673,7 @@ impl Job {
                     Err(JobError::RestartDied { virt })
                 } else if self.restoring.as_ref().is_some_and(|restoring| restoring.held) {
                     self.table.table().set_handover(Handover::None);
-                    self.release().await;
+                    self.release(Thawed::Moved).await;
                     Ok(())
                 } else {
                     Err(JobError::Empty(self.meta.name.clone()))
@@ -918,12 +935,57 @@ impl Job {
         }
     }
 
-    /// Freezes every process.
+    /// Tells those who have asked for it that a freeze is coming, and waits until they are ready for it.
+    async fn prepare(&mut self) -> Result<(), JobError> {
+        let timeout = self.shared.deadline;
+        let until = Instant::now() + timeout;
+        // Who is stopped can do nothing, and is not asked.
+        let runs = |pid: &i32| Stat::of(*pid).is_some_and(|stat| !stat.is_stopped());
+        let asking = self.asking.iter().copied().filter(runs).map(Pid);
+        let mut waiting: BTreeSet<Pid> = asking.collect();
+        for &pid in &waiting {
+            let deadline_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+            self.send(pid, ToManager::Prepare { deadline_ms, flags: self.freeze_flags }).await;
+        }
+        while !waiting.is_empty() {
+            match self.barrier_event(until).await {
+                Some(Barrier::Said(pid, Said::Prepared) | Barrier::Lost(pid)) => {
+                    waiting.remove(&pid);
+                }
+                // The last word of one that still wrote is another.
+                Some(Barrier::Said(
+                    pid,
+                    Said::Failed { failure: failure @ Failure::Unsupported, errno, text },
+                )) => return Err(self.failed(pid, failure, errno, text)),
+                Some(_) => {}
+                None if Instant::now() < until => {}
+                None => {
+                    let late = waiting.first().map_or(0, |pid| pid.0);
+                    return Err(JobError::TimedOut {
+                        name: self.meta.name.clone(),
+                        secs: timeout.as_secs(),
+                        detail: format!(
+                            "the plugins of process {late} ({}) do not answer",
+                            process::short_command(late)
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes every process; [`FREEZE_MIGRATE`] or nothing is said to it.
     ///
     /// On an error everybody goes on.
-    pub(crate) async fn freeze(&mut self) -> Result<Frozen, JobError> {
+    pub(crate) async fn freeze(&mut self, flags: u32) -> Result<Frozen, JobError> {
         self.wait_for_stops().await;
         self.check_surroundings()?;
+        self.freeze_flags = flags & FREEZE_MIGRATE;
+        if let Err(error) = self.prepare().await {
+            self.thaw(Thawed::Aborted).await;
+            return Err(error);
+        }
         let since = Instant::now();
         let timeout = self.shared.deadline;
         let mut barrier = Freeze::new(since, timeout);
@@ -953,7 +1015,7 @@ impl Job {
                     });
                 }
                 if processes.is_empty() {
-                    self.thaw().await;
+                    self.thaw(Thawed::Aborted).await;
                     return Err(JobError::Empty(self.meta.name.clone()));
                 }
                 tracing::debug!(
@@ -965,7 +1027,7 @@ impl Job {
                 Ok(Frozen { since, processes })
             }
             Err(error) => {
-                self.thaw().await;
+                self.thaw(Thawed::Aborted).await;
                 Err(error)
             }
         }
@@ -1065,8 +1127,8 @@ impl Job {
                     let left = deadline.saturating_duration_since(Instant::now());
                     let flags = match action {
                         Action::Note(_) => FREEZE_NOTE,
-                        _ if self.tell_stopped(pid) => FREEZE_STOPPED,
-                        _ => 0,
+                        _ if self.tell_stopped(pid) => FREEZE_STOPPED | self.freeze_flags,
+                        _ => self.freeze_flags,
                     };
                     let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
                     self.send(pid, ToManager::Freeze { epoch, deadline_ms, flags }).await;
@@ -1134,7 +1196,7 @@ impl Job {
     }
 
     /// Lets everybody go on: first those who stop at once, so that no parent sees its child run meanwhile.
-    pub(crate) async fn thaw(&mut self) {
+    pub(crate) async fn thaw(&mut self, how: Thawed) {
         let stopped = std::mem::take(&mut self.stopped);
         let (first, then): (Vec<_>, Vec<_>) =
             self.managers.keys().map(|&pid| Pid(pid)).partition(|pid| stopped.contains_key(pid));
@@ -1147,14 +1209,14 @@ impl Job {
         }
         let any = !first.is_empty();
         for pid in first {
-            self.send(pid, ToManager::Thaw).await;
+            self.send(pid, ToManager::Thaw(how)).await;
         }
         self.wait_for_stops().await;
         if any {
             self.have_stops_forgotten(&then).await;
         }
         for pid in then {
-            self.send(pid, ToManager::Thaw).await;
+            self.send(pid, ToManager::Thaw(how)).await;
         }
     }
 
@@ -1288,12 +1350,12 @@ impl Job {
             files.insert(virt, partial.image(virt)?);
         }
         self.report(progress, "freeze", 0, 0);
-        let frozen = self.freeze().await?;
+        let frozen = self.freeze(0).await?;
         let result = self.capture_files(&frozen, &partial, &mut files, then, progress).await;
         let (mut freeze_time, capture, commands) = match result {
             Ok(captured) => captured,
             Err(error) => {
-                self.thaw().await;
+                self.thaw(Thawed::Aborted).await;
                 return Err(error);
             }
         };
@@ -1310,7 +1372,8 @@ impl Job {
             if matches!(then, Then::End { .. }) && finished.is_ok() {
                 self.end_frozen(&frozen).await;
             } else {
-                self.thaw().await;
+                let how = if finished.is_ok() { Thawed::Saved } else { Thawed::Aborted };
+                self.thaw(how).await;
             }
             freeze_time = frozen.since.elapsed();
             finished?
@@ -1504,7 +1567,7 @@ impl Job {
                 Captured::Snapped if hold => {}
                 Captured::Snapped | Captured::Written { .. } if freeze_time.is_none() => {
                     freeze_time = Some(frozen.since.elapsed());
-                    self.thaw().await;
+                    self.thaw(Thawed::Saved).await;
                     continue;
                 }
                 Captured::Snapped => {}
@@ -1546,9 +1609,9 @@ impl Job {
                 return Err(self.failed(pid, failure, errno, text));
             }
             Barrier::Lost(pid) if capture.needs(pid) => return Err(self.died(pid)),
-            Barrier::Lost(_) | Barrier::Connected(_) | Barrier::Said(_, Said::Frozen { .. }) => {
-                Ok(())
-            }
+            Barrier::Lost(_)
+            | Barrier::Connected(_)
+            | Barrier::Said(_, Said::Frozen { .. } | Said::Asks | Said::Prepared) => Ok(()),
         };
         if let Err(error) = taken {
             tracing::warn!("job {}: {error}", self.meta.name);

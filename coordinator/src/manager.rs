@@ -21,6 +21,8 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 /// What a manager says after `Hello`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
+    Asks,
+    Prepared,
     Frozen { threads: u32 },
     Snapped,
     Written { bytes: u64 },
@@ -136,6 +138,8 @@ impl Manager {
         Ok(Some(match FromManager::decode(kind, &payload).map_err(invalid)? {
             FromManager::Hello { .. } => return Err(invalid(FrameError::Invalid(kind))),
             FromManager::Frozen { threads } => Said::Frozen { threads },
+            FromManager::Asks => Said::Asks,
+            FromManager::Prepared => Said::Prepared,
             FromManager::Snapped => Said::Snapped,
             FromManager::Written { bytes } => Said::Written { bytes },
             FromManager::Failed { failure, errno, text } => {

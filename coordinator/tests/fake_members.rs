@@ -317,7 +317,7 @@ fn manage(stream: &UnixStream, manner: Manner, sleep: &Mutex<Child>, tell: &mpsc
                     say(stream, FromManager::Written { bytes: image.len() as u64 });
                 }
             }
-            ToManager::Thaw => {
+            ToManager::Thaw(_) => {
                 let _ = tell.send("thaw".into());
             }
             ToManager::End => {

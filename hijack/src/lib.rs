@@ -32,6 +32,7 @@ mod manager;
 mod next;
 mod notices;
 mod owners;
+mod plugins;
 mod private;
 mod process;
 mod requests;

@@ -7,10 +7,11 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use ulpm_plugin::event;
 use ulpm_protocol::manager::{
     CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET,
-    FREEZE_NOTE, FREEZE_STOPPED, Failure, FrameHeader, FromManager, HEADER_LEN, MANAGER_COMM,
-    ToManager, VERSION, WRITER_COMM,
+    FREEZE_MIGRATE, FREEZE_NOTE, FREEZE_STOPPED, Failure, FrameHeader, FromManager, HEADER_LEN,
+    MANAGER_COMM, Thawed, ToManager, VERSION, WRITER_COMM,
 };
 use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
@@ -19,9 +20,10 @@ use ulpm_sys::{Errno, OwnedFd, POLLIN, PollFd, Timespec, ipc, signal};
 use crate::capture::write::Writer;
 use crate::capture::{self, Subject};
 use crate::freeze::{self, Failed};
+use crate::plugins::Thaw;
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, connections, heap, notices, owners, requests, stops, threads, timers};
+use crate::{arch, connections, heap, notices, owners, plugins, requests, stops, threads, timers};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -100,6 +102,7 @@ extern "C" fn run() -> ! {
         restored: RESTORING.swap(0, Ordering::AcqRel),
         writer: None,
         looked_into: None,
+        prepared: false,
     };
     if manager.restored != 0 {
         let deadline = ulpm_sys::monotonic_ns() + RESTORE_DEADLINE_NS;
@@ -122,6 +125,7 @@ extern "C" fn run() -> ! {
         }
         // Nobody of the job goes on before the coordinator has heard of everyone.
         capture::ipc::settle();
+        plugins::restored();
     }
     loop {
         if let Ok(socket) = ulpm_sys::connect_unix(table.socket()) {
@@ -170,6 +174,8 @@ struct Manager {
     writer: Option<ForkedWriter>,
     /// While the process is frozen.
     looked_into: Option<capture::LookedInto>,
+    /// The plugins have been asked, and are to be told of the thaw.
+    prepared: bool,
 }
 
 impl Manager {
@@ -183,7 +189,9 @@ impl Manager {
             restored: self.restored != 0,
             stopped: self.restored != 0 && crate::restart::will_stop(),
         };
-        if self.send(&hello).is_err() {
+        if self.send(&hello).is_err()
+            || plugins::has_helper(self.own) && self.send(&FromManager::Asks).is_err()
+        {
             return;
         }
         while self.wait_and_handle().is_ok() {}
@@ -216,12 +224,16 @@ impl Manager {
         let payload = &mut payload[..header.len];
         self.receive(payload)?;
         match ToManager::decode(header.kind, payload).map_err(|_| Disconnected)? {
+            ToManager::Prepare { deadline_ms, flags } => match self.prepare(deadline_ms, flags) {
+                Ok(()) => self.send(&FromManager::Prepared),
+                Err(failed) => self.report(&failed),
+            },
             ToManager::Freeze { epoch, deadline_ms, flags } => {
                 self.freeze(epoch, deadline_ms, flags)
             }
             ToManager::Capture { flags, zombies } => self.capture(flags, zombies, sink.as_ref()),
-            ToManager::Thaw => {
-                self.thaw();
+            ToManager::Thaw(how) => {
+                self.thaw(how);
                 Ok(())
             }
             ToManager::End => {
@@ -229,6 +241,15 @@ impl Manager {
                 end()
             }
         }
+    }
+
+    /// Asks the plugins, unless they have been asked.
+    fn prepare(&mut self, deadline_ms: u32, flags: u32) -> Result<(), Failed> {
+        if !self.prepared {
+            self.prepared = true;
+            plugins::prepare(self.own, deadline_ms, flags & FREEZE_MIGRATE != 0)?;
+        }
+        Ok(())
     }
 
     fn freeze(&mut self, epoch: u32, deadline_ms: u32, flags: u32) -> Result<(), Disconnected> {
@@ -243,12 +264,19 @@ impl Manager {
             return self.send(&FromManager::Frozen { threads: frozen.threads });
         }
         if self.frozen.is_some() {
-            self.thaw();
+            self.thaw(Thawed::Aborted);
         }
         self.stop_writer();
         heap::reset();
+        // One that was not there, or was executed, when the others were asked. None that was stopped can be asked.
+        if flags & FREEZE_STOPPED == 0
+            && let Err(failed) = self.prepare(deadline_ms, flags)
+        {
+            return self.report(&failed);
+        }
         match freeze::freeze(self.own, epoch, deadline_ms) {
             Ok((threads, leader_gone)) => {
+                plugins::tell_frozen(event::FROZEN);
                 requests::wait_until_done();
                 stops::clear();
                 self.looked_into = Some(capture::LookedInto::allow());
@@ -278,7 +306,7 @@ impl Manager {
                 written.map_or(Ok(()), |bytes| self.send(&FromManager::Written { bytes }))
             }
             Err(failed) => {
-                self.thaw();
+                self.thaw(Thawed::Aborted);
                 self.report(&failed)
             }
         }
@@ -394,7 +422,23 @@ impl Manager {
         }
     }
 
-    fn thaw(&mut self) {
+    fn thaw(&mut self, how: Thawed) {
+        let restored = self.restored != 0;
+        self.let_go_on();
+        if core::mem::take(&mut self.prepared) || restored {
+            plugins::thawed(
+                self.own,
+                match how {
+                    Thawed::Moved if restored => Thaw::Moved,
+                    _ if restored => Thaw::Restarted,
+                    Thawed::Saved => Thaw::Saved,
+                    _ => Thaw::Aborted,
+                },
+            );
+        }
+    }
+
+    fn let_go_on(&mut self) {
         self.looked_into = None;
         capture::let_go();
         if core::mem::take(&mut self.restored) != 0 {
@@ -428,7 +472,7 @@ impl Manager {
         }
         self.stop_writer(); // Nobody waits for its image.
         if self.restored == 0 {
-            self.thaw();
+            self.thaw(Thawed::Aborted);
             // Threads may wait that were stopped before there was a manager.
             let epoch = self.table.header().epoch.load(Ordering::Acquire);
             freeze::thaw(self.own, epoch);

@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering}
 use ulpm_protocol::manager::FREEZE_SIGNAL;
 use ulpm_protocol::table::{self, ENV_TABLE, SlotState, Table};
 use ulpm_sys::signal::{self, bit};
-use ulpm_sys::{map, oflag, prot};
+use ulpm_sys::{Errno, map, oflag, prot};
 
 use crate::wrap::paths;
-use crate::{clock, heap, manager, next, threads};
+use crate::{clock, heap, manager, next, plugins, threads};
 
 #[link(name = "c")]
 unsafe extern "C" {
-    static environ: *const *const c_char;
+    static mut environ: *const *const c_char;
 }
 
 /// What a forked child must not inherit.
@@ -50,6 +50,8 @@ pub(crate) struct PerProcess {
     /// After a restart, until a fork: the real id of the parent if that is outside the job, and the
     /// id by which the program knows it.
     pub(crate) outside_parent: [AtomicI32; 2],
+    /// The thread that calls plugins.
+    pub(crate) helper: plugins::Helper,
 }
 
 static PER_PROCESS: AtomicPtr<PerProcess> = AtomicPtr::new(ptr::null_mut());
@@ -167,13 +169,17 @@ pub(crate) fn join() {
         set_restarted();
     }
     threads::install_handler(FREEZE_SIGNAL);
+    let was_member = table.by_real(ulpm_sys::getpid()).is_some();
     if let Some(own) = own() {
         virtual_pid(own);
-        manager::start(own);
     }
     // An exec came from a process that had blocked it, so that none could arrive before the handler.
     let mask = signal::block(0);
     signal::set_mask(mask & !bit(FREEZE_SIGNAL));
+    if let Some(own) = own() {
+        plugins::begin(own, was_member);
+        manager::start(own);
+    }
 }
 
 fn map_table(path: &CStr) -> Option<Table> {
@@ -191,7 +197,7 @@ fn map_table(path: &CStr) -> Option<Table> {
 }
 
 /// The value of an environment variable, without libc's lock.
-fn environment(name: &str) -> Option<&'static CStr> {
+pub(crate) fn environment(name: &str) -> Option<&'static CStr> {
     // SAFETY: libc keeps `environ` a null-terminated array of C strings, or null.
     unsafe {
         let mut entry = environ;
@@ -208,6 +214,62 @@ fn environment(name: &str) -> Option<&'static CStr> {
         }
     }
     None
+}
+
+/// Changes a variable of the program's environment; `None` takes it away.
+///
+/// # Errors
+///
+/// There is no memory.
+///
+/// # Safety
+///
+/// Every thread of the program stands still.
+pub(crate) unsafe fn set_variable(name: &[u8], value: Option<&[u8]>) -> Result<(), Errno> {
+    let flags = map::PRIVATE | map::ANONYMOUS;
+    // What is replaced stays where it is: a thread may hold a pointer to it.
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let room = |len: usize| unsafe {
+        let len = ulpm_sys::page_up(len);
+        ulpm_sys::mmap(0, len, prot::READ | prot::WRITE, flags, -1, 0)
+    };
+    // SAFETY: libc keeps `environ` a null-terminated array of C strings, or null; nobody changes it meanwhile.
+    unsafe {
+        let list = environ.cast_mut();
+        let (mut count, mut found) = (0, None);
+        while !list.is_null() && !(*list.add(count)).is_null() {
+            let entry = CStr::from_ptr(*list.add(count)).to_bytes();
+            if entry.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")) {
+                found = Some(count);
+            }
+            count += 1;
+        }
+        let Some(value) = value else {
+            if let Some(at) = found {
+                ptr::copy(list.add(at + 1), list.add(at), count - at);
+            }
+            return Ok(());
+        };
+        let text = ptr::with_exposed_provenance_mut::<u8>(room(name.len() + value.len() + 2)?);
+        let mut next = text;
+        for part in [name, b"=", value] {
+            next.copy_from_nonoverlapping(part.as_ptr(), part.len());
+            next = next.add(part.len());
+        }
+        match found {
+            Some(at) => list.add(at).write(text.cast()),
+            None => {
+                let bytes = (count + 2) * size_of::<*const c_char>();
+                let longer = ptr::with_exposed_provenance_mut::<*const c_char>(room(bytes)?);
+                if count != 0 {
+                    longer.copy_from_nonoverlapping(list, count);
+                }
+                longer.add(count).write(text.cast());
+                environ = longer;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Finds the vDSO by the auxiliary vector, and its length by its ELF header, behind whose sections nothing

@@ -4,11 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ulpm_control::exit;
 
+use crate::elf::{Elf, PT_INTERP, Unfit};
 use crate::os;
 
 /// Why a program cannot run under ULPM.
@@ -209,62 +210,20 @@ fn check_privileges(path: &Path, file: &File) -> Result<(), CheckError> {
     Ok(())
 }
 
-const PT_LOAD: u32 = 1;
-const PT_DYNAMIC: u32 = 2;
-const PT_INTERP: u32 = 3;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 const DT_STRSZ: u64 = 10;
 
-#[derive(Clone, Copy)]
-struct Segment {
-    kind: u32,
-    offset: u64,
-    address: u64,
-    len: u64,
-}
-
 fn check_elf(path: &Path, file: &File, head: &[u8]) -> Result<(), CheckError> {
-    let other = |machine: String| Err(CheckError::Machine { path: path.into(), machine });
-    let u16_at = |at: usize| head.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
-    match (head.get(4), head.get(5), u16_at(18)) {
-        (Some(2), Some(1), 62) => {}
-        (Some(1), _, 3) => return other("32-bit x86".into()),
-        (Some(1), _, 62) => return other("x32".into()),
-        (_, _, 183) => return other("aarch64".into()),
-        (_, _, machine) => return other(format!("ELF machine {machine}")),
-    }
-    let cannot = |text: &str| CheckError::CannotExecute {
+    let damaged = || CheckError::CannotExecute {
         path: path.into(),
-        source: io::Error::new(io::ErrorKind::InvalidData, text.to_owned()),
+        source: io::Error::new(io::ErrorKind::InvalidData, "its ELF header is damaged"),
     };
-    let damaged = || cannot("its ELF header is damaged");
-    let table = head.get(32..40).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let (entry, count) = (usize::from(u16_at(54)), usize::from(u16_at(56)));
-    if entry < 56 {
-        return Err(damaged());
-    }
-    let mut bytes = vec![0; entry * count];
-    file.read_exact_at(&mut bytes, table.ok_or_else(damaged)?).map_err(|_| damaged())?;
-    let u64_in = |bytes: &[u8], at: usize| -> u64 {
-        bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
-    };
-    let segments: Vec<Segment> = bytes
-        .chunks_exact(entry)
-        .map(|header| Segment {
-            kind: header.get(..4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes),
-            offset: u64_in(header, 8),
-            address: u64_in(header, 16),
-            len: u64_in(header, 32),
-        })
-        .collect();
-    let read = |offset: u64, len: u64| -> Option<Vec<u8>> {
-        let mut bytes = vec![0; usize::try_from(len.min(16 << 20)).ok()?];
-        file.read_exact_at(&mut bytes, offset).ok()?;
-        Some(bytes)
-    };
-    let segment = |kind| segments.iter().copied().find(|segment| segment.kind == kind);
-    let Some(interpreter) = segment(PT_INTERP) else {
+    let elf = Elf::open(file, head).map_err(|unfit| match unfit {
+        Unfit::Machine(machine) => CheckError::Machine { path: path.into(), machine },
+        Unfit::Damaged => damaged(),
+    })?;
+    let Some(interpreter) = elf.segment(PT_INTERP) else {
         // The dynamic linker itself, told to run a program.
         let name = path.canonicalize().ok().and_then(|path| path.file_name().map(OsStr::to_owned));
         if name.is_some_and(|name| name.as_bytes().starts_with(b"ld-linux")) {
@@ -272,7 +231,8 @@ fn check_elf(path: &Path, file: &File, head: &[u8]) -> Result<(), CheckError> {
         }
         return Err(CheckError::Static(path.into()));
     };
-    let interpreter = read(interpreter.offset, interpreter.len.min(4096)).ok_or_else(damaged)?;
+    let interpreter =
+        elf.read(interpreter.offset, interpreter.len.min(4096)).ok_or_else(damaged)?;
     let interpreter = String::from_utf8_lossy(&interpreter).trim_end_matches('\0').to_owned();
     if interpreter.contains("musl") {
         return Err(CheckError::Libc { path: path.into(), interpreter });
@@ -281,23 +241,10 @@ fn check_elf(path: &Path, file: &File, head: &[u8]) -> Result<(), CheckError> {
         let source = Box::new(CheckError::NotFound(interpreter.clone().into()));
         return Err(CheckError::Interpreter { path: path.into(), interpreter, source });
     }
-    let Some(dynamic) = segment(PT_DYNAMIC).and_then(|dynamic| read(dynamic.offset, dynamic.len))
-    else {
-        return Ok(());
-    };
-    let entries: Vec<(u64, u64)> =
-        dynamic.chunks_exact(16).map(|entry| (u64_in(entry, 0), u64_in(entry, 8))).collect();
+    let Some(entries) = elf.dynamic() else { return Ok(()) };
     let value = |tag| entries.iter().find(|entry| entry.0 == tag).map(|entry| entry.1);
     let (Some(strings), Some(len)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Ok(()) };
-    let loaded = segments.iter().find(|segment| {
-        segment.kind == PT_LOAD
-            && (segment.address..segment.address.saturating_add(segment.len)).contains(&strings)
-    });
-    let Some(strings) =
-        loaded.and_then(|segment| read(segment.offset + (strings - segment.address), len))
-    else {
-        return Ok(());
-    };
+    let Some(strings) = elf.read_address(strings, len) else { return Ok(()) };
     let needed = entries.iter().filter(|entry| entry.0 == DT_NEEDED).filter_map(|entry| {
         let name = strings.get(usize::try_from(entry.1).ok()?..)?;
         Some(String::from_utf8_lossy(name.split(|&byte| byte == 0).next()?).into_owned())

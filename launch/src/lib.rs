@@ -7,6 +7,8 @@
 #![deny(unsafe_code)]
 
 pub mod check;
+mod elf;
 pub mod options;
 mod os;
+pub mod plugin;
 pub mod run;

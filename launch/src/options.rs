@@ -10,13 +10,13 @@ const AFTER: &str =
     "The exit status is that of PROGRAM, also when it was migrated and ended on another \
 host; 128+N when signal N ended it. When PROGRAM cannot be started:
   64  the command line is wrong
-  66  the job to join does not exist
+  66  the job to join, or a plugin, does not exist
   69  there is no coordinator, and none can be started
   70  a fault in ULPM itself, or how PROGRAM ended elsewhere is not known
   71  the operating system refused something
   73  the checkpoint directory cannot be created
-  76  the coordinator is of another version
-  78  PROGRAM cannot run under ULPM (static, setuid, other machine)
+  76  the coordinator, or a plugin, is of another version
+  78  PROGRAM cannot run under ULPM (static, setuid, other machine), or a plugin is none
   126 PROGRAM cannot be executed
   127 PROGRAM was not found";
 
@@ -57,6 +57,15 @@ pub struct Options {
     /// Signal that stops threads, where the program has no use for it
     #[arg(long, value_name = "SIG", default_value = "USR2", value_parser = parse_signal)]
     pub ckpt_signal: u32,
+
+    /// Load a plugin into every process of the job: a shared object, or the name of one that comes with ULPM. May be given
+    /// several times; they are called in this order
+    #[arg(long, value_name = "PATH")]
+    pub plugin: Vec<PathBuf>,
+
+    /// Where plugins log
+    #[arg(long, value_name = "FILE", requires = "plugin")]
+    pub plugin_log: Option<PathBuf>,
 
     /// Say what is done
     #[arg(short, long)]

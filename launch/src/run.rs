@@ -15,11 +15,12 @@ use ulpm_control::client::ClientError;
 use ulpm_control::link::exit_code;
 use ulpm_control::message::{JobOpened, OpenJob, Policy, Stream};
 use ulpm_control::{Client, JobLink, Reply, Request, exit, place};
-use ulpm_protocol::table::ENV_TABLE;
+use ulpm_protocol::table::{ENV_PLUGINS, ENV_TABLE};
 
 use crate::check::{self, CheckError, Program};
 use crate::options::Options;
 use crate::os::{self, Image};
+use crate::plugin::{self, PluginError};
 
 /// Why the program was not started, or how it ended is not known.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,9 @@ pub enum LaunchError {
     /// It cannot run under ULPM.
     #[error("the program cannot be started under ULPM")]
     Check(#[from] CheckError),
+    /// A plugin cannot be loaded.
+    #[error("the program cannot be started with this plugin")]
+    Plugin(#[from] PluginError),
     /// There is no coordinator, or it says no.
     #[error("the job cannot be opened")]
     Client(#[from] ClientError),
@@ -60,6 +64,7 @@ impl LaunchError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Check(error) => error.exit_code(),
+            Self::Plugin(error) => error.exit_code(),
             Self::Client(error) => error.exit_code(),
             Self::NoCkptDir => exit::CANT_CREATE,
             Self::Os { .. } => exit::OS,
@@ -91,9 +96,14 @@ pub fn run(options: &Options) -> Result<u8, LaunchError> {
         if options.verbose {
             eprintln!("ulpm_launch: already in the job of {}", table.display());
         }
-        let image = image(&program, options, None).map_err(os_error("prepare the program"))?;
+        if !options.plugin.is_empty() {
+            return Err(PluginError::InJob.into());
+        }
+        let image =
+            image(&program, options, None, None).map_err(os_error("prepare the program"))?;
         return Err(LaunchError::Execute { path: program.path, source: image.execute().into() });
     }
+    let plugins = plugin::environment(&options.plugin, options.plugin_log.as_deref())?;
     let address = options.coordinator.clone().unwrap_or_default();
     let request = Request::OpenJob(open_job(options)?);
     let mut client = Client::connect_or_start(&address)?;
@@ -104,7 +114,8 @@ pub fn run(options: &Options) -> Result<u8, LaunchError> {
     if options.verbose {
         eprintln!("ulpm_launch: job {} ({})", opened.name, opened.job);
     }
-    let image = image(&program, options, Some(&opened)).map_err(os_error("prepare the program"))?;
+    let image = image(&program, options, Some(&opened), plugins)
+        .map_err(os_error("prepare the program"))?;
 
     // The signals that come from here on are read one by one.
     let mask = SigSet::thread_get_mask().map_err(os_error("read the signal mask"))?;
@@ -166,7 +177,12 @@ fn open_job(options: &Options) -> Result<OpenJob, LaunchError> {
 }
 
 /// Puts together what execve(2) takes; with a job, our library goes along.
-fn image(program: &Program, options: &Options, job: Option<&JobOpened>) -> io::Result<Image> {
+fn image(
+    program: &Program,
+    options: &Options,
+    job: Option<&JobOpened>,
+    plugins: Option<[Vec<u8>; 2]>,
+) -> io::Result<Image> {
     let command = &options.command;
     let c_string = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::from);
     let mut argv = Vec::new();
@@ -195,7 +211,8 @@ fn image(program: &Program, options: &Options, job: Option<&JobOpened>) -> io::R
         if baseline.iter().any(|(ours, _)| name == *ours) {
             continue;
         }
-        if job.is_some() && (name == "LD_PRELOAD" || name == ENV_TABLE) {
+        if job.is_some() && [ENV_TABLE, ENV_PLUGINS, "LD_PRELOAD"].iter().any(|ours| name == *ours)
+        {
             continue;
         }
         env.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
@@ -203,6 +220,10 @@ fn image(program: &Program, options: &Options, job: Option<&JobOpened>) -> io::R
     if let Some(job) = job {
         let mut preload = b"LD_PRELOAD=".to_vec();
         preload.extend(job.preload.as_os_str().as_bytes());
+        if let Some([variable, beside]) = plugins {
+            preload.extend(beside);
+            env.push(c_string(&variable)?);
+        }
         if let Some(old) = std::env::var_os("LD_PRELOAD").filter(|old| !old.is_empty()) {
             preload.push(b':');
             preload.extend(old.as_bytes());

@@ -3,7 +3,10 @@
 //! ```text
 //!  manager                         coordinator
 //!    │── Hello ───────────────────────▶│  once, after every connect
-//!    │◀────────────────────── Freeze ──│
+//!    │── Asks ────────────────────────▶│  only where there are plugins: ask before a freeze
+//!    │◀───────────────────── Prepare ──│
+//!    │── Prepared or Failed ──────────▶│
+//!    │◀────────────────────── Freeze ──│  when every member that asks for it is prepared
 //!    │── Frozen or Failed ────────────▶│  Failed: the manager has thawed its process
 //!    │◀── Capture (+ descriptor) ──────│  when every member of the job is frozen
 //!    │── Snapped ─────────────────────▶│  not with HOLD
@@ -51,6 +54,22 @@ pub const FREEZE_NOTE: u32 = 2;
 /// `Freeze`, to a process that is about to be thawed: those of its children are stopped again that it has taken note
 /// of; it takes what the kernel tells of them once more, and says `Frozen` with no threads.
 pub const FREEZE_FORGET: u32 = 4;
+
+/// `Prepare`, `Freeze`: the job is about to move.
+pub const FREEZE_MIGRATE: u32 = 8;
+
+/// How a thaw has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Thawed {
+    /// There is no checkpoint.
+    #[default]
+    Aborted = 0,
+    /// The content of a checkpoint is fixed.
+    Saved = 1,
+    /// The job came from another host.
+    Moved = 2,
+}
 
 /// `Capture`: write inside the freeze and stay frozen until `Thaw` or `End`.
 pub const CAPTURE_HOLD: u32 = 1;
@@ -170,6 +189,10 @@ pub enum FromManager<'a> {
         /// Whether it will stop itself at that `Thaw`, for it was stopped when it was saved.
         stopped: bool,
     },
+    /// The process has something to do before it can be frozen, and wants to be told by `Prepare`.
+    Asks,
+    /// It may be frozen.
+    Prepared,
     /// Every user thread stands still.
     Frozen {
         /// How many there are.
@@ -235,6 +258,13 @@ impl Zombie {
 /// From a coordinator to a manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToManager<'a> {
+    /// A freeze is coming: do what is to be done before it. To one that has said `Asks`.
+    Prepare {
+        /// How long it may take.
+        deadline_ms: u32,
+        /// `FREEZE_…` bits.
+        flags: u32,
+    },
     /// Stop every user thread.
     Freeze {
         /// Number of this freeze in the job; the key of elections.
@@ -252,7 +282,7 @@ pub enum ToManager<'a> {
         zombies: &'a [u8],
     },
     /// Go on.
-    Thaw,
+    Thaw(Thawed),
     /// End the process at once, as by SIGKILL: it was handed over.
     End,
 }
@@ -262,10 +292,13 @@ const FROZEN: u16 = 2;
 const SNAPPED: u16 = 3;
 const WRITTEN: u16 = 4;
 const FAILED: u16 = 5;
+const ASKS: u16 = 6;
+const PREPARED: u16 = 7;
 const FREEZE: u16 = 33;
 const CAPTURE: u16 = 34;
 const THAW: u16 = 35;
 const END: u16 = 36;
+const PREPARE: u16 = 37;
 
 impl<'a> FromManager<'a> {
     /// Writes the frame into `buffer` and returns its length; a text that is too long is cut.
@@ -284,6 +317,8 @@ impl<'a> FromManager<'a> {
                 out.put(&threads.to_le_bytes());
                 FROZEN
             }
+            Self::Asks => ASKS,
+            Self::Prepared => PREPARED,
             Self::Snapped => SNAPPED,
             Self::Written { bytes } => {
                 out.put(&bytes.to_le_bytes());
@@ -316,6 +351,8 @@ impl<'a> FromManager<'a> {
                 stopped: fields.bool()?,
             },
             FROZEN => Self::Frozen { threads: fields.u32()? },
+            ASKS => Self::Asks,
+            PREPARED => Self::Prepared,
             SNAPPED => Self::Snapped,
             WRITTEN => Self::Written { bytes: fields.u64()? },
             FAILED => Self::Failed {
@@ -333,6 +370,11 @@ impl<'a> ToManager<'a> {
     pub fn encode(&self, buffer: &mut [u8; HEADER_LEN + MAX_PAYLOAD]) -> usize {
         let mut out = Writer::new(buffer);
         let kind = match *self {
+            Self::Prepare { deadline_ms, flags } => {
+                out.put(&deadline_ms.to_le_bytes());
+                out.put(&flags.to_le_bytes());
+                PREPARE
+            }
             Self::Freeze { epoch, deadline_ms, flags } => {
                 out.put(&epoch.to_le_bytes());
                 out.put(&deadline_ms.to_le_bytes());
@@ -344,7 +386,10 @@ impl<'a> ToManager<'a> {
                 out.put(zombies);
                 CAPTURE
             }
-            Self::Thaw => THAW,
+            Self::Thaw(how) => {
+                out.put(&(how as u32).to_le_bytes());
+                THAW
+            }
             Self::End => END,
         };
         out.finish(kind)
@@ -364,7 +409,13 @@ impl<'a> ToManager<'a> {
                 flags: fields.u32()?,
             },
             CAPTURE => Self::Capture { flags: fields.u32()?, zombies: fields.bytes },
-            THAW => Self::Thaw,
+            // An older coordinator says nothing of how.
+            THAW => Self::Thaw(match fields.u32() {
+                Ok(1) => Thawed::Saved,
+                Ok(2) => Thawed::Moved,
+                _ => Thawed::Aborted,
+            }),
+            PREPARE => Self::Prepare { deadline_ms: fields.u32()?, flags: fields.u32()? },
             END => Self::End,
             _ => return Err(FrameError::UnknownKind(kind)),
         })
@@ -451,6 +502,8 @@ mod tests {
         for message in [
             hello,
             FromManager::Frozen { threads: 3 },
+            FromManager::Asks,
+            FromManager::Prepared,
             FromManager::Snapped,
             FromManager::Written { bytes: 1 << 40 },
             FromManager::Failed { failure: Failure::Write, errno: 28, text: b"disk full" },
@@ -479,6 +532,18 @@ mod tests {
             buffer[..len],
             [12, 0, 0, 0, 33, 0, 0, 0, 2, 0, 0, 0, 0x10, 0x27, 0, 0, 1, 0, 0, 0]
         );
+    }
+
+    #[test]
+    fn a_thaw_says_how_and_one_of_an_older_coordinator_does_not() {
+        let mut buffer = [0; HEADER_LEN + MAX_PAYLOAD];
+        for how in [Thawed::Aborted, Thawed::Saved, Thawed::Moved] {
+            let len = ToManager::Thaw(how).encode(&mut buffer);
+            let (header, payload) = parts(&buffer[..len]);
+            assert_eq!(ToManager::decode(header.kind, payload), Ok(ToManager::Thaw(how)));
+            let old = ToManager::decode(header.kind, &[]);
+            assert_eq!(old, Ok(ToManager::Thaw(Thawed::Aborted)));
+        }
     }
 
     #[test]

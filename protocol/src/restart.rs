@@ -7,6 +7,10 @@
 /// goes on, as pairs of paths, each ended by a NUL.
 pub const NAMES: &str = ".names";
 
+/// What is added to the job table's path for the file with the environment that the job was restarted in, each variable
+/// with a NUL behind it. It is there for plugins.
+pub const ENVIRONMENT: &str = ".environment";
+
 /// Passed by address to the entry that the image names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -48,6 +48,9 @@ const NAMES_AT: usize = CLAIMS_END + OBJECTS * size_of::<Object>() + DEBTS * siz
 
 /// Environment variable that holds the path of the job's table.
 pub const ENV_TABLE: &str = "ULPM_JOB";
+/// Environment variable that names the plugins: the file of their log, which may be empty, and the path of each, with colons
+/// between.
+pub const ENV_PLUGINS: &str = "ULPM_PLUGINS";
 
 /// Where a hand-over stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

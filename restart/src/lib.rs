@@ -18,6 +18,7 @@ pub mod objects;
 pub mod options;
 pub mod path_map;
 pub mod plan;
+mod plugins;
 pub mod run;
 pub mod terminal;
 pub mod tree;

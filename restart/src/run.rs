@@ -29,6 +29,7 @@ use crate::locks;
 use crate::objects::{self, Circumstances, Objects};
 use crate::options::Options;
 use crate::path_map::PathMap;
+use crate::plugins;
 use crate::terminal::{self, Given};
 use crate::tree::{Forked, Tree, open_table};
 
@@ -64,6 +65,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     if !options.force {
         check_processor(&checkpoint)?;
     }
+    plugins::check(&checkpoint.images)?;
     let circumstances = Circumstances {
         outside: options.outside_sockets,
         hold: options.hold.is_some(),
@@ -87,6 +89,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         other => return Err(ClientError::Unexpected(format!("{other:?}")).into()),
     };
     let (table, table_file) = open_table(&opened.table)?;
+    let environment = plugins::leave_environment(&checkpoint.images, &opened.table)?;
     if options.hold.is_some() {
         let names = objects.names.encode();
         let path = names_path(&opened.table);
@@ -159,6 +162,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
                 given.put_back();
             }
             let _ = std::fs::remove_file(names_path(&opened.table));
+            let _ = std::fs::remove_file(environment);
             return Err(error);
         }
     };

@@ -10,8 +10,14 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::Result;
 
-pub(crate) const BINARIES: [&str; 5] =
-    ["ulpm_coordinator", "ulpm_launch", "ulpm_command", "ulpm_restart", "libulpm_hijack.so"];
+pub(crate) const BINARIES: [&str; 6] = [
+    "ulpm_coordinator",
+    "ulpm_launch",
+    "ulpm_command",
+    "ulpm_restart",
+    "libulpm_hijack.so",
+    "libulpm_plugin_tell.so",
+];
 const FLAGS: [&str; 7] = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE"];
 
 /// Kinds of guests' sources.
@@ -127,7 +133,7 @@ pub(crate) fn other_kernel() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Path of the compiled guest `name`, after it was compiled. `NAME-static` is linked statically, `NAME-asan`
+/// Path of the compiled guest `name`, after it was compiled. `plugin_NAME` is a plugin of ULPM. `NAME-static` is linked statically, `NAME-asan`
 /// has AddressSanitizer.
 ///
 /// # Errors
@@ -184,6 +190,9 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
         compiler.arg("-fopenmp");
     }
     compiler.args(variant.map(|(_, flag)| flag));
+    if stem.starts_with("plugin_") {
+        compiler.args(["-shared", "-fPIC", "-I"]).arg(sources().join("../plugins/include"));
+    }
     let half = dir.join(format!(".{name}.half"));
     compiler.arg("-o").arg(&half).arg(&source);
     compiler.args((kind != "rs").then_some("-lm"));

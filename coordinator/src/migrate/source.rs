@@ -20,7 +20,9 @@ use ulpm_control::message::{
     Request, Ssh, Verdict,
 };
 use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
-use ulpm_protocol::manager::{CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, ToManager};
+use ulpm_protocol::manager::{
+    CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, FREEZE_MIGRATE, Thawed, ToManager,
+};
 use ulpm_protocol::table::Handover;
 
 use super::{ANSWER_TIMEOUT, Peer, SILENCE, check, unexpected, within};
@@ -421,7 +423,7 @@ impl Job {
             }
             SourceAction::Freeze => {
                 self.report(leaving.progress, "freeze", 0, 0);
-                Some(match self.freeze().await {
+                Some(match self.freeze(FREEZE_MIGRATE).await {
                     Ok(frozen) => {
                         leaving.frozen = Some(frozen);
                         SourceEvent::Frozen
@@ -457,7 +459,7 @@ impl Job {
                 None
             }
             SourceAction::Thaw => {
-                self.thaw().await;
+                self.thaw(Thawed::Aborted).await;
                 None
             }
             // That goes on in the background.

@@ -132,6 +132,7 @@ pub(crate) fn collect(subject: &Subject<'_>) -> Result<(Meta, Vec<Saved>), Faile
     meta.zombies = ZombieMessage::decode_all(subject.zombies)
         .map(|z| Zombie { pid: z.virt, status: z.status, pgid: z.pgid, sid: z.sid })
         .collect();
+    meta.plugins = crate::plugins::saved();
     descriptors::collect(subject, &mut meta)?;
     attributes::stop_clocks(&mut meta);
     let saved = memory::collect(subject, &mut meta)?;

@@ -8,8 +8,9 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
 use core::sync::atomic::Ordering;
 
+use ulpm_plugin::event;
 use ulpm_protocol::manager::FREEZE_SIGNAL;
-use ulpm_protocol::table::{ENV_TABLE, SlotState, Table};
+use ulpm_protocol::table::{ENV_PLUGINS, ENV_TABLE, SlotState, Table};
 use ulpm_sys::signal::{self, bit};
 use ulpm_sys::{map, page_up, prot};
 
@@ -17,7 +18,7 @@ use super::fork;
 use super::paths::program_for;
 use crate::critical::holding_name;
 use crate::next::next;
-use crate::process;
+use crate::{plugins, process};
 
 type Strings = *const *const c_char;
 
@@ -56,29 +57,36 @@ impl Environment {
     /// `given` is null or a null-terminated array of C strings.
     unsafe fn of(given: Strings, table: Table) -> Self {
         let as_given = Self { strings: given, mapping: None };
+        let plugins = plugins::list();
         // SAFETY: the caller vouches for the strings.
         unsafe {
             let mut count = 0;
             let mut text_len = 0;
-            let (mut has_job, mut preload) = (false, None);
+            let (mut has_job, mut has_plugins, mut preload) = (false, plugins.is_empty(), None);
             for_each(given, |entry| {
                 count += 1;
                 text_len += entry.to_bytes_with_nul().len();
                 if let Some(value) = variable(entry, ENV_TABLE.as_bytes()) {
                     has_job = value == table.path();
                 }
+                if let Some(value) = variable(entry, ENV_PLUGINS.as_bytes()) {
+                    has_plugins = value == plugins;
+                }
                 if let Some(value) = variable(entry, b"LD_PRELOAD") {
                     preload = Some(value);
                 }
             });
             let names_us = |value: &[u8]| {
-                value.split(|&b| b == b':' || b == b' ').any(|path| path == table.preload())
+                let names = |wanted: &[u8]| parts(value).any(|path| path == wanted);
+                names(table.preload())
+                    && plugins::paths(plugins).all(names)
+                    && !parts(value).any(plugins::is_gone)
             };
-            if has_job && preload.is_some_and(names_us) {
+            if has_job && has_plugins && preload.is_some_and(names_us) {
                 return as_given;
             }
-            let strings_len = (count + 3) * size_of::<*const c_char>();
-            let own_len = table.path().len() + table.preload().len() + 64;
+            let strings_len = (count + 4) * size_of::<*const c_char>();
+            let own_len = table.path().len() + table.preload().len() + 2 * plugins.len() + 96;
             let len = page_up(strings_len + text_len + own_len);
             let protection = prot::READ | prot::WRITE;
             let flags = map::PRIVATE | map::ANONYMOUS;
@@ -91,7 +99,7 @@ impl Environment {
                 next_string.write(string);
                 next_string = next_string.add(1);
             };
-            let mut compose = |parts: &[&[u8]]| {
+            let mut compose = |parts: &mut dyn Iterator<Item = &[u8]>| {
                 let string = next_byte.cast_const().cast::<c_char>();
                 for part in parts {
                     next_byte.copy_from_nonoverlapping(part.as_ptr(), part.len());
@@ -102,18 +110,35 @@ impl Environment {
                 string
             };
             for_each(given, |entry| {
-                let ours = variable(entry, ENV_TABLE.as_bytes()).is_some()
-                    || variable(entry, b"LD_PRELOAD").is_some();
+                let names = [ENV_TABLE.as_bytes(), b"LD_PRELOAD", ENV_PLUGINS.as_bytes()];
+                // Without plugins of ours, that variable is nobody's business.
+                let names = if plugins.is_empty() { &names[..2] } else { &names };
+                let ours = names.iter().any(|name| variable(entry, name).is_some());
                 if !ours {
                     push(entry.as_ptr());
                 }
             });
-            push(compose(&[ENV_TABLE.as_bytes(), b"=", table.path()]));
-            push(match preload {
-                None | Some(b"") => compose(&[b"LD_PRELOAD=", table.preload()]),
-                Some(other) if names_us(other) => compose(&[b"LD_PRELOAD=", other]),
-                Some(other) => compose(&[b"LD_PRELOAD=", table.preload(), b":", other]),
-            });
+            let mut name = |name: &[u8], value: &[&[u8]]| {
+                let start = [name, b"="].into_iter();
+                push(compose(&mut start.chain(value.iter().copied())));
+            };
+            name(ENV_TABLE.as_bytes(), &[table.path()]);
+            if !plugins.is_empty() {
+                name(ENV_PLUGINS.as_bytes(), &[plugins]);
+            }
+            // The list begins with the file of the log, and goes on with a colon.
+            let beside = plugins.iter().position(|&byte| byte == b':');
+            let beside = beside.map_or(&b""[..], |at| &plugins[at..]);
+            match preload {
+                Some(other) if names_us(other) => name(b"LD_PRELOAD", &[other]),
+                other => {
+                    let kept = parts(other.unwrap_or_default())
+                        .filter(|path| !path.is_empty() && !plugins::is_gone(path))
+                        .flat_map(|path| [&b":"[..], path]);
+                    let ours = [&b"LD_PRELOAD="[..], table.preload(), beside];
+                    push(compose(&mut ours.into_iter().chain(kept)));
+                }
+            }
             push(ptr::null());
             Self { strings: ptr::with_exposed_provenance(start), mapping: Some((start, len)) }
         }
@@ -141,6 +166,11 @@ unsafe fn for_each<'a>(strings: Strings, mut each: impl FnMut(&'a CStr)) {
     }
 }
 
+/// The paths in LD_PRELOAD.
+fn parts(preload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    preload.split(|&byte| byte == b':' || byte == b' ')
+}
+
 /// The value of an entry, if it is that of `name`.
 fn variable<'a>(entry: &'a CStr, name: &[u8]) -> Option<&'a [u8]> {
     entry.to_bytes().strip_prefix(name)?.strip_prefix(b"=")
@@ -154,11 +184,18 @@ fn variable<'a>(entry: &'a CStr, name: &[u8]) -> Option<&'a [u8]> {
 ///
 /// # Safety
 ///
-/// `given` is null or a null-terminated array of C strings.
-unsafe fn exec(given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
+/// `path` is null or a C string, `given` null or a null-terminated array of them.
+unsafe fn exec(path: *const c_char, given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
     let (Some(own), Some(table)) = (process::own(), process::table()) else { return call(given) };
     // A vfork child shares all this with its parent, who is not the one that goes away; it has no slot.
     let slot = || table.by_real(ulpm_sys::getpid());
+    let tell = |number| {
+        if plugins::wants(ulpm_plugin::bit(number)) && slot().is_some() {
+            // SAFETY: the caller vouches for the path.
+            plugins::tell(number, 0, (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) }));
+        }
+    };
+    tell(event::BEFORE_EXEC);
     let mut mask = signal::block(bit(FREEZE_SIGNAL));
     if slot().is_some() {
         // See `freeze::freeze` for the other side.
@@ -186,6 +223,7 @@ unsafe fn exec(given: Strings, call: impl FnOnce(Strings) -> c_int) -> c_int {
     }
     signal::set_mask(mask);
     environment.give_back();
+    tell(event::EXEC_FAILED);
     result
 }
 
@@ -197,7 +235,7 @@ unsafe extern "C" fn execve(path: *const c_char, argv: Strings, envp: Strings) -
     // SAFETY: see above.
     unsafe {
         let path = program_for(path).map_or(path, CStr::as_ptr);
-        exec(envp, |envp| EXECVE.get()(path, argv, envp))
+        exec(path, envp, |envp| EXECVE.get()(path, argv, envp))
     }
 }
 
@@ -210,19 +248,19 @@ unsafe extern "C" fn execv(path: *const c_char, argv: Strings) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn execvpe(file: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: see above.
-    unsafe { exec(envp, |envp| EXECVPE.get()(file, argv, envp)) }
+    unsafe { exec(file, envp, |envp| EXECVPE.get()(file, argv, envp)) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn execvp(file: *const c_char, argv: Strings) -> c_int {
     // SAFETY: see above.
-    unsafe { exec(environ, |envp| EXECVPE.get()(file, argv, envp)) }
+    unsafe { exec(file, environ, |envp| EXECVPE.get()(file, argv, envp)) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fexecve(fd: c_int, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: see above.
-    unsafe { exec(envp, |envp| FEXECVE.get()(fd, argv, envp)) }
+    unsafe { exec(ptr::null(), envp, |envp| FEXECVE.get()(fd, argv, envp)) }
 }
 
 #[unsafe(no_mangle)]
@@ -234,7 +272,7 @@ unsafe extern "C" fn execveat(
     flags: c_int,
 ) -> c_int {
     // SAFETY: see above.
-    unsafe { exec(envp, |envp| EXECVEAT.get()(dir, path, argv, envp, flags)) }
+    unsafe { exec(path, envp, |envp| EXECVEAT.get()(dir, path, argv, envp, flags)) }
 }
 
 /// The argument list of `execl` and its kin: six words that came in registers, then the caller's stack.

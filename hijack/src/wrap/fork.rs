@@ -8,6 +8,7 @@
 use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use ulpm_plugin::event;
 use ulpm_protocol::manager::FREEZE_SIGNAL;
 use ulpm_protocol::table::{SlotState, Table};
 use ulpm_sys::Errno;
@@ -15,7 +16,7 @@ use ulpm_sys::signal::{self, bit};
 
 use crate::next::next;
 use crate::process::{self, PerProcess};
-use crate::{critical, set_errno, threads};
+use crate::{critical, plugins, set_errno, threads};
 
 next! {
     FORK = c"fork": unsafe extern "C" fn() -> c_int;
@@ -39,7 +40,7 @@ pub(crate) fn freeze_signals(table: Table) -> u64 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fork() -> c_int {
     // SAFETY: passed on.
-    with_child(|| unsafe { FORK.get()() })
+    told_of(with_child(|| unsafe { FORK.get()() }))
 }
 
 /// `_Fork()`, the async-signal-safe fork without handlers.
@@ -58,7 +59,21 @@ unsafe extern "C" fn forkpty(
     size: *const c_void,
 ) -> c_int {
     // SAFETY: passed on.
-    with_child(|| unsafe { FORKPTY.get()(master, name, modes, size) })
+    told_of(with_child(|| unsafe { FORKPTY.get()(master, name, modes, size) }))
+}
+
+/// Tells the plugins what a fork has come to.
+fn told_of(result: c_int) -> c_int {
+    match result {
+        0 => {
+            if let Some(own) = process::own() {
+                plugins::forked(own);
+            }
+        }
+        child if child > 0 => plugins::tell(event::FORK_PARENT, child, None),
+        _ => {}
+    }
+    result
 }
 
 /// `daemon(3)`, which forks inside libc and ends the parent there.
@@ -74,6 +89,7 @@ unsafe extern "C" fn daemon(no_chdir: c_int, no_close: c_int) -> c_int {
     if ulpm_sys::getpid() != before {
         VFORKING.store(0, Ordering::Relaxed);
         process::virtual_pid(own);
+        plugins::forked(own);
     }
     result
 }

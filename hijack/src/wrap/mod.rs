@@ -15,7 +15,7 @@ mod inotify;
 mod ipc;
 pub(crate) mod names;
 pub(crate) mod paths;
-mod pthread;
+pub(crate) mod pthread;
 mod queues;
 pub(crate) mod raw;
 mod scheduling;

@@ -7,18 +7,29 @@
 
 use core::ffi::{c_int, c_void};
 use core::ptr;
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
+use ulpm_plugin::event;
 use ulpm_sys::arch::{nr, syscall};
 use ulpm_sys::{Errno, map, pr, prot, word};
 
 use crate::critical::holding_name;
 use crate::next::next;
-use crate::{process, threads};
+use crate::{plugins, process, threads};
 
 /// `pthread_t`: the address of the thread's descriptor, which is its thread pointer.
 type Pthread = usize;
 type Start = extern "C" fn(*mut c_void) -> *mut c_void;
+
+#[link(name = "c")]
+unsafe extern "C" {
+    fn pthread_key_create(key: *mut u32, destructor: extern "C" fn(*mut c_void)) -> c_int;
+    fn pthread_setspecific(key: u32, value: *const c_void) -> c_int;
+    fn pthread_attr_init(attributes: *mut c_void) -> c_int;
+    fn pthread_attr_destroy(attributes: *mut c_void) -> c_int;
+    fn pthread_attr_setdetachstate(attributes: *mut c_void, state: c_int) -> c_int;
+    fn pthread_attr_setstacksize(attributes: *mut c_void, size: usize) -> c_int;
+}
 
 next! {
     PTHREAD_CREATE = c"pthread_create":
@@ -348,16 +359,8 @@ unsafe extern "C" fn pthread_create(
 ) -> c_int {
     // SAFETY: see above.
     unsafe {
-        let create = |start, argument| {
-            let result = PTHREAD_CREATE.get()(thread, attributes, start, argument);
-            // glibc installs its own with the first thread of a process, and again with that of a forked child.
-            if process::own().is_some() {
-                threads::keep_handler();
-            }
-            result
-        };
-        if !process::is_restarted() {
-            return create(start, argument);
+        if !process::is_restarted() && !plugins::wants_threads() {
+            return create(thread, attributes, start, argument);
         }
         // A page of its own: this may be any thread, and the heap is the manager's.
         let flags = map::PRIVATE | map::ANONYMOUS;
@@ -365,12 +368,30 @@ unsafe extern "C" fn pthread_create(
         let Ok(page) = page else { return Errno::AGAIN.raw() };
         let created = ptr::with_exposed_provenance_mut::<Created>(page);
         created.write(Created { start, argument });
-        let result = create(begin, created.cast());
+        let result = create(thread, attributes, begin, created.cast());
         if result != 0 {
             ulpm_sys::munmap(page, ulpm_sys::PAGE);
         }
         result
     }
+}
+
+/// # Safety
+///
+/// As pthread_create(3).
+unsafe fn create(
+    thread: *mut Pthread,
+    attributes: *const c_void,
+    start: Start,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: the caller vouches for the arguments.
+    let result = unsafe { PTHREAD_CREATE.get()(thread, attributes, start, argument) };
+    // glibc installs its own with the first thread of a process, and again with that of a forked child.
+    if process::own().is_some() {
+        threads::keep_handler();
+    }
+    result
 }
 
 extern "C" fn begin(created: *mut c_void) -> *mut c_void {
@@ -385,10 +406,62 @@ extern "C" fn begin(created: *mut c_void) -> *mut c_void {
     unsafe {
         let operation = ulpm_sys::arch::prctl::GET_FS;
         syscall(nr::ARCH_PRCTL, [operation, (&raw mut fs).addr(), 0, 0, 0, 0]);
-        holding_name(|| {
-            threads::settle_new(ulpm_sys::gettid(), copy_of_tid(fs));
-            0
-        });
+        if process::is_restarted() {
+            holding_name(|| {
+                threads::settle_new(ulpm_sys::gettid(), copy_of_tid(fs));
+                0
+            });
+        }
+    }
+    if plugins::wants_threads() {
+        note_end();
+        plugins::tell(event::THREAD_START, 0, None);
     }
     start(argument)
+}
+
+/// Has the plugins told when this thread ends, in whatever way.
+fn note_end() {
+    /// The key whose destructor does that, plus one; 0 before there is one.
+    static KEY: AtomicU32 = AtomicU32::new(0);
+    let mut key = KEY.load(Ordering::Acquire);
+    if key == 0 {
+        let mut made = 0;
+        // SAFETY: the call stores the key.
+        if unsafe { pthread_key_create(&raw mut made, ended) } != 0 {
+            return;
+        }
+        // One that another thread has made meanwhile will do; that keys are few is no matter for so rare a case.
+        key = match KEY.compare_exchange(0, made + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => made + 1,
+            Err(other) => other,
+        };
+    }
+    // SAFETY: the key is valid; the value only has to be none that is null.
+    unsafe { pthread_setspecific(key - 1, (&raw const KEY).cast()) };
+}
+
+extern "C" fn ended(_: *mut c_void) {
+    plugins::tell(event::THREAD_EXIT, 0, None);
+}
+
+/// Starts a thread of ours that libc knows, and that nobody joins; false if there can be none.
+pub(crate) fn create_detached(start: Start) -> bool {
+    const PTHREAD_CREATE_DETACHED: c_int = 1;
+    const STACK: usize = 1 << 20;
+    // `pthread_attr_t` has 56 bytes.
+    let mut attributes = [0u64; 8];
+    let at = attributes.as_mut_ptr().cast::<c_void>();
+    let mut thread: Pthread = 0;
+    // SAFETY: the attributes are initialized before they are used, and nothing else is read.
+    unsafe {
+        if pthread_attr_init(at) != 0 {
+            return false;
+        }
+        pthread_attr_setdetachstate(at, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(at, STACK);
+        let result = create(&raw mut thread, at, start, ptr::null_mut());
+        pthread_attr_destroy(at);
+        result == 0
+    }
 }

@@ -230,6 +230,31 @@ Pending {
 }
 }
 
+/// `Plugin::flags`.
+pub mod plugin_flag {
+    /// The process is restarted only where the plugin's file is.
+    pub const REQUIRED: u32 = 1;
+}
+
+record! {
+/// A plugin that the process has loaded. Its code and memory go along like all memory; programs that the process
+/// executes load its file again.
+Plugin {
+    /// Its name.
+    name: Vec<u8>,
+    /// Its version.
+    version: Vec<u8>,
+    /// Path of its file.
+    path: Vec<u8>,
+    /// `plugin_flag` bits.
+    flags: u32,
+    /// Version of its section.
+    section_version: u32,
+    /// Its section: what it wants others to read.
+    section: Vec<u8>,
+}
+}
+
 /// Everything about a process but its memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
@@ -293,22 +318,31 @@ pub struct Meta {
     pub ipc: Vec<IpcObject>,
     /// POSIX message queues that it saved.
     pub queues: Vec<Queue>,
+    /// Plugins, in their order.
+    pub plugins: Vec<Plugin>,
+}
+
+fn put_section(tag: u32, content: &impl Wire, out: &mut Vec<u8>) {
+    tag.put(out);
+    let at = out.len();
+    0u32.put(out);
+    content.put(out);
+    let len = u32::try_from(out.len() - at - 4).unwrap_or(u32::MAX);
+    out[at..at + 4].copy_from_slice(&len.to_le_bytes());
 }
 
 macro_rules! sections {
-    ($($tag:literal $field:ident,)*) => {
+    ($($tag:literal $field:ident,)* optional $($may_tag:literal $may_field:ident,)*) => {
         impl Meta {
             /// The sections.
             #[must_use]
             pub fn encode(&self) -> Vec<u8> {
                 let mut out = Vec::new();
+                $(put_section($tag, &self.$field, &mut out);)*
                 $(
-                    u32::put(&$tag, &mut out);
-                    let at = out.len();
-                    0u32.put(&mut out);
-                    self.$field.put(&mut out);
-                    let len = u32::try_from(out.len() - at - 4).unwrap_or(u32::MAX);
-                    out[at..at + 4].copy_from_slice(&len.to_le_bytes());
+                    if !self.$may_field.is_empty() {
+                        put_section($may_tag, &self.$may_field, &mut out);
+                    }
                 )*
                 out
             }
@@ -332,6 +366,7 @@ macro_rules! sections {
                             meta.$field = Wire::take(&mut section)?;
                             seen |= 1 << $tag;
                         })*
+                        $($may_tag => meta.$may_field = Wire::take(&mut section)?,)*
                         _ if tag & 1 << 31 != 0 => {}
                         _ => return Err(ImageError::UnknownSection(tag)),
                     }
@@ -380,6 +415,9 @@ sections! {
     41 watches,
     42 memory_files,
     43 queues,
+    // Not there where there is nothing to say; with the highest bit, for readers that do not know them.
+    optional
+    0x8000_0001 plugins,
 }
 
 impl Meta {
@@ -460,7 +498,7 @@ mod tests {
     #[test]
     fn an_optional_section_is_skipped_and_another_is_not() {
         let mut bytes = sample().encode();
-        for tag in [0x8000_0001u32, 99] {
+        for tag in [0x8000_7fffu32, 99] {
             bytes.extend([tag.to_le_bytes(), 0u32.to_le_bytes()].concat());
             assert_eq!(Meta::decode(&bytes).is_ok(), tag != 99);
         }

@@ -20,6 +20,7 @@ mod native;
 mod open_files;
 mod other_kernel;
 mod outside;
+mod plugins;
 mod processes;
 mod programs;
 mod refusals;
