@@ -940,7 +940,7 @@ impl Job {
         let timeout = self.shared.deadline;
         let until = Instant::now() + timeout;
         // Who is stopped can do nothing, and is not asked.
-        let runs = |pid: &i32| Stat::of(*pid).is_some_and(|stat| !stat.is_stopped());
+        let runs = |pid: &i32| Stat::of(*pid).is_some_and(|stat| !process::is_stopped(&stat));
         let asking = self.asking.iter().copied().filter(runs).map(Pid);
         let mut waiting: BTreeSet<Pid> = asking.collect();
         for &pid in &waiting {
