@@ -155,6 +155,14 @@ int main(int argc, char **argv)
     CHECK_EQ(close(private_fd), 0);
     CHECK_EQ(close(gone_fd), 0);
     CHECK_EQ(unlink("mappings.gone"), 0);
+    /* Mappings that reach beyond the ends of their files, where nothing can be read: of two pages, one, and none. */
+    char *beyond[3];
+    for (int i = 0; i < 3; i++) {
+        int fd = open_file("mappings.short", content, (size_t)(2 - i) * PAGE - (i == 0 ? 100 : 0));
+        beyond[i] = map((size_t)(10 + i) * PAGE, PROT_READ | PROT_WRITE, i == 1 ? MAP_PRIVATE : MAP_SHARED, fd, 0);
+        CHECK_EQ(unlink("mappings.short"), 0);
+        CHECK_EQ(close(fd), 0);
+    }
 
     /* The break, and a stack that grows down by itself. */
     char *break_before = sbrk(0);
@@ -220,6 +228,14 @@ int main(int argc, char **argv)
         CHECK(memcmp(second_page, content + PAGE, 2 * PAGE) == 0);
         CHECK_EQ(gone_file[PAGE], 'y');
         CHECK(memcmp(gone_file + 2 * PAGE, content + 2 * PAGE, PAGE) == 0);
+
+        CHECK(memcmp(beyond[0], content, PAGE) == 0);
+        CHECK_EQ(beyond[0][PAGE + 7], i == 1 ? content[PAGE + 7] : (char)(i - 1));
+        beyond[0][PAGE + 7] = (char)i;
+        CHECK_EQ(beyond[1][PAGE / 2], i == 1 ? content[PAGE / 2] : (char)(i - 1));
+        beyond[1][PAGE / 2] = (char)i;
+        /* A restored mapping reads zero there. */
+        CHECK(faults(beyond[2], 0) || *beyond[2] == 0);
 
         /* What is written through a shared mapping stands in the file at once, and the other way round. */
         shared_file[PAGE + i % 100] = (char)i;

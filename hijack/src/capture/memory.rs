@@ -291,7 +291,8 @@ pub(crate) fn runs<E: From<Errno>>(
 ) -> Result<(), E> {
     match saved.content {
         Content::All(len) => {
-            run(saved.start, saved.start + page_up(len).min(saved.end - saved.start), false)
+            let len = page_up(len).min(saved.end - saved.start);
+            run(saved.start, saved.start + readable(saved.start, len), false)
         }
         Content::Present => {
             existing(pagemap, saved.start, saved.end, false, |start, end| run(start, end, false))
@@ -309,6 +310,21 @@ pub(crate) fn runs<E: From<Errno>>(
             if at < base_end { run(at, base_end, true) } else { Ok(()) }
         }
     }
+}
+
+/// How much of a mapping can be read: what is behind the end of its file cannot, and the reader would be killed (SIGBUS).
+fn readable(start: usize, len: usize) -> usize {
+    let mut word = [0];
+    let mut can_read = |page: usize| ulpm_sys::read_own_memory(start + page * PAGE, &mut word) == 1;
+    let (mut readable, mut all) = (0, len / PAGE);
+    if all == 0 || can_read(all - 1) {
+        return len;
+    }
+    while readable < all {
+        let page = usize::midpoint(readable, all);
+        if can_read(page) { readable = page + 1 } else { all = page }
+    }
+    readable * PAGE
 }
 
 /// Runs of pages that exist and are not the shared zero page; of those that are the process's own if
