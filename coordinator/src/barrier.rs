@@ -40,6 +40,8 @@ pub struct Seen {
     pub stopped: bool,
     /// Its manager is connected.
     pub connected: bool,
+    /// It is to run on for a moment when all others stand still: there is something that it has to do before it can be saved.
+    pub last: bool,
 }
 
 /// A living child of a member that is no member.
@@ -128,6 +130,9 @@ const SCAN_ASKED: Duration = Duration::from_millis(20);
 /// Longest time between two scans.
 const SCAN_LATEST: Duration = Duration::from_millis(50);
 
+/// How long those who are frozen last run on alone: enough to accept what waits in a listener.
+const ALONE: Duration = Duration::from_millis(20);
+
 /// The freeze of a job.
 #[derive(Debug)]
 pub struct Freeze {
@@ -136,10 +141,12 @@ pub struct Freeze {
     /// Something froze or came since the last scan began.
     dirty: bool,
     looked: bool,
-    /// Somebody who is stopped waits until all others are frozen.
+    /// Somebody who is stopped, or is to be frozen last, waits until all others are frozen.
     deferred: bool,
     /// Who has taken note of the children that are stopped.
     noted: BTreeSet<Pid>,
+    /// Until when those who are frozen last run on, once the others are frozen.
+    alone: Option<Instant>,
     deadline: Instant,
     next_scan: Instant,
     pause: Duration,
@@ -156,6 +163,7 @@ impl Freeze {
             looked: false,
             deferred: false,
             noted: BTreeSet::new(),
+            alone: None,
             deadline: now + timeout,
             next_scan: now,
             pause: SCAN_SOONEST,
@@ -173,7 +181,7 @@ impl Freeze {
             return Step::TimedOut;
         }
         let comes = |phase| matches!(phase, Phase::Woken | Phase::Asked | Phase::Noting);
-        let turn = self.deferred && !self.any(comes);
+        let turn = self.deferred && !self.any(comes) && self.alone.is_none_or(|until| now >= until);
         if (all_frozen && self.dirty) || turn || now >= self.next_scan {
             // The first scan cannot complete anything.
             return Step::Scan { children: all_frozen && self.looked };
@@ -198,14 +206,23 @@ impl Freeze {
         let mut silent = Vec::new();
         // Those who are stopped have to be continued to be frozen, or to be saved, which no parent is to see. So nobody
         // of the others runs then, who could continue them, or stop them once more, between that and a parent's note.
-        let stands =
-            |pid: &Pid| matches!(self.members.get(pid), Some(Phase::Frozen | Phase::Noting));
-        let others_run = scan.members.iter().any(|seen| !seen.stopped && !stands(&seen.pid));
+        let runs = |seen: &&Seen| !seen.stopped && !self.stands(seen.pid);
+        let others_run = scan.members.iter().any(|seen| runs(&seen));
+        let rest_runs = scan.members.iter().any(|seen| !seen.last && runs(&seen));
+        if others_run && !rest_runs {
+            self.alone.get_or_insert(now + ALONE);
+        }
+        let last_run = rest_runs || self.alone.is_some_and(|until| now < until);
         let stopped: BTreeSet<Pid> =
             scan.members.iter().filter(|seen| seen.stopped).map(|seen| seen.pid).collect();
         self.deferred = false;
         for seen in &scan.members {
-            if seen.stopped && (others_run || !self.may_continue(seen, &stopped, &mut actions)) {
+            let waits = if seen.stopped {
+                others_run || !self.may_continue(seen, &stopped, &mut actions)
+            } else {
+                seen.last && last_run && !self.stands(seen.pid)
+            };
+            if waits {
                 self.members.entry(seen.pid).or_insert(Phase::Unreached);
                 self.deferred = true;
                 continue;
@@ -231,7 +248,15 @@ impl Freeze {
         actions.append(&mut silent);
         // A scan of a big job takes long: leave it at least as much time to get somewhere.
         self.next_scan = now + self.pause.max(now.saturating_duration_since(began) * 2);
+        if let Some(until) = self.alone.filter(|&until| now < until) {
+            self.next_scan = self.next_scan.min(until);
+        }
         actions
+    }
+
+    /// Whether a process is frozen and stays so.
+    fn stands(&self, pid: Pid) -> bool {
+        matches!(self.members.get(&pid), Some(Phase::Frozen | Phase::Noting))
     }
 
     /// Whether a process that is stopped can be continued without its parent seeing it. Has the parent take note of it,
@@ -452,7 +477,8 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn seen(pid: i32) -> Seen {
-        Seen { pid: Pid(pid), parent: Pid(0), live: true, stopped: false, connected: false }
+        let [stopped, connected, last] = [false; 3];
+        Seen { pid: Pid(pid), parent: Pid(0), live: true, stopped, connected, last }
     }
 
     fn scan(members: &[Seen]) -> Scan {
@@ -563,6 +589,25 @@ mod tests {
         freeze.frozen(Pid(1));
         let actions = freeze.scanned(&both, now, now);
         assert_eq!(actions, [Action::WakeStopped(Pid(2)), Action::Freeze(Pid(2))]);
+    }
+
+    #[test]
+    fn who_has_something_to_do_runs_on_for_a_moment_when_all_others_are_frozen() {
+        let (mut freeze, now) = freeze();
+        let members = scan(&[
+            Seen { connected: true, ..seen(1) },
+            Seen { connected: true, last: true, ..seen(2) },
+        ]);
+        assert_eq!(freeze.scanned(&members, now, now), [Action::Freeze(Pid(1))]);
+        freeze.frozen(Pid(1));
+        assert!(matches!(freeze.step(now), Step::Scan { .. }), "its moment begins");
+        assert_eq!(freeze.scanned(&members, now, now), []);
+        let Step::Wait(until) = freeze.step(now) else { panic!("it has no moment") };
+        assert!(until <= now + ALONE);
+        assert_eq!(freeze.scanned(&members, now, now + ALONE), [Action::Freeze(Pid(2))]);
+        freeze.frozen(Pid(2));
+        freeze.scanned(&members, now, now + ALONE);
+        assert_eq!(freeze.step(now + ALONE), Step::Done);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::Future;
+use std::iter::successors;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -227,6 +228,9 @@ pub(crate) struct Job {
     stopped: BTreeMap<Pid, bool>,
     /// Processes that the last thaw was to stop.
     stopping: BTreeSet<Pid>,
+    /// Processes that had something left to do when they were to be saved: they, and what descends from them, are frozen
+    /// last in the next attempt.
+    pub(crate) last: BTreeSet<i32>,
     launchers: u32,
     doing: &'static str,
     last_error: Option<String>,
@@ -247,6 +251,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The first pause between two attempts; each is twice as long as the one before, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(80);
+/// How far up the ancestors of a process are looked at: they are read one by one, and ids may be used again meanwhile.
+const MAX_DEPTH: usize = 1000;
 
 /// What is left of [`PATIENCE`].
 #[derive(Debug)]
@@ -260,10 +266,12 @@ impl Patience {
         Self { until: Instant::now() + PATIENCE, pause: FIRST_PAUSE }
     }
 
-    /// Whether what went wrong may go right now. Waits for that, while the job goes on.
+    /// Whether what went wrong may go right now. Waits for that, while the job goes on. The process that it was about is
+    /// frozen last then.
     pub(crate) async fn may_try_again(&mut self, job: &mut Job, why: &JobError) -> bool {
-        matches!(why, JobError::Manager { failure: Failure::Again, .. })
-            && self.pause(job, why).await
+        let JobError::Manager { failure: Failure::Again, pid, .. } = why else { return false };
+        job.last.insert(*pid);
+        self.pause(job, why).await
     }
 
     /// Waits before another attempt, while the job goes on; false if there have been enough.
@@ -297,6 +305,7 @@ impl Job {
             proved: HashMap::new(),
             stopped: BTreeMap::new(),
             stopping: BTreeSet::new(),
+            last: BTreeSet::new(),
             launchers: 0,
             doing: "running",
             last_error: None,
@@ -820,8 +829,14 @@ impl Job {
                 live: state == SlotState::Live && proof == Some(true),
                 stopped: process::is_stopped(&stat),
                 connected: self.managers.contains_key(&pid),
+                last: false,
             });
             look.stats.insert(pid, stat);
+        }
+        for seen in &mut look.scan.members {
+            let ancestors =
+                successors(look.stats.get(&seen.pid.0), |stat| look.stats.get(&stat.ppid));
+            seen.last = ancestors.take(MAX_DEPTH).any(|stat| self.last.contains(&stat.pid));
         }
         look
     }
@@ -1312,6 +1327,7 @@ impl Job {
             }
         };
         self.doing = "running";
+        self.last.clear();
         done
     }
 

@@ -338,6 +338,7 @@ impl Job {
             }
         };
         self.set_doing("running");
+        self.last.clear();
         done
     }
 
