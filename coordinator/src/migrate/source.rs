@@ -38,6 +38,8 @@ use crate::wire;
 
 /// How long the target may take to rebuild the job. It has shorter limits of its own.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(300);
+/// By when a process here has said that it failed, once the target misses its image.
+const SAID_BY_THEN: Duration = Duration::from_millis(200);
 /// Bytes of a chunk.
 const CHUNK: usize = 256 * 1024;
 
@@ -759,13 +761,7 @@ impl Job {
                 event = self.event() => {
                     let Some(event) = event else { continue };
                     if let Some(event) = self.aside(event).await {
-                        // Also one whose image is complete: a process without a coordinator goes on.
-                        if let Barrier::Lost(pid) = event
-                            && frozen.pids().contains(&pid)
-                        {
-                            return Err(self.died(pid));
-                        }
-                        self.captured(&mut capture, event)?;
+                        self.capture_goes_on(&mut capture, frozen, event)?;
                     }
                 }
                 Some((virt, result)) = copied.recv() => match result {
@@ -776,16 +772,19 @@ impl Job {
                     }
                     Err(error) => {
                         // The target says why, if it can.
-                        let answer = peer.answer(Duration::from_millis(500)).await;
-                        return Err(match answer {
+                        let why = match peer.answer(Duration::from_millis(500)).await {
                             Ok(PeerMessage::Refuse { code, chain, .. }) => refused(code, chain),
                             _ => lost(error.into()),
-                        });
+                        };
+                        return Err(self.own_failure(&mut capture, frozen).await.unwrap_or(why));
                     }
                 },
                 message = peer.next() => match message {
                     Ok(PeerMessage::Alive) => heard = Instant::now(),
-                    Ok(PeerMessage::Refuse { code, chain, .. }) => return Err(refused(code, chain)),
+                    Ok(PeerMessage::Refuse { code, chain, .. }) => {
+                        let own = self.own_failure(&mut capture, frozen).await;
+                        return Err(own.unwrap_or_else(|| refused(code, chain)));
+                    }
                     Ok(other) => return Err(lost(unexpected(&other))),
                     Err(error) => return Err(lost(error)),
                 },
@@ -820,6 +819,33 @@ impl Job {
             }
         }
         Ok((capture, commands))
+    }
+
+    fn capture_goes_on(
+        &mut self,
+        capture: &mut Capture,
+        frozen: &Frozen,
+        event: Barrier,
+    ) -> Result<(), JobError> {
+        // Also one whose image is complete: a process without a coordinator goes on.
+        if let Barrier::Lost(pid) = event
+            && frozen.pids().contains(&pid)
+        {
+            return Err(self.died(pid));
+        }
+        self.captured(capture, event)
+    }
+
+    /// What the target misses may be what a process here could not give, and has said or is about to say: that tells more, and
+    /// whether to try again.
+    async fn own_failure(&mut self, capture: &mut Capture, frozen: &Frozen) -> Option<JobError> {
+        let until = Instant::now() + SAID_BY_THEN;
+        while let Some(event) = self.barrier_event(until).await {
+            if let Err(why) = self.capture_goes_on(capture, frozen, event) {
+                return Some(why);
+            }
+        }
+        None
     }
 }
 
