@@ -1,7 +1,8 @@
 """A server in its own process, and clients in this one that check every answer: servers.py KIND STEPS.
 
-servers.py outside KIND DIR is a client that is no part of the job: it finds the server by the file `port` in DIR, says
-when it had to connect again, and checks that what was answered is still there."""
+servers.py outside KIND DIR NUMBER is a client that is no part of the job: it finds the server by the file `port` in DIR,
+says when it had to connect again, and checks that what was answered to it, and to no client of another number, is still
+there."""
 import asyncio
 import glob
 import hashlib
@@ -15,6 +16,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -275,6 +277,7 @@ class Openssl:
         self.own = self.context.wrap_socket(connect(self.lines_port))
         self.lines = self.own.makefile("rb")
         connect(self.port).close()
+        found_at(self.port)
 
     def step(self, step):
         for turn in range(5):
@@ -319,6 +322,7 @@ class Socat:
             time.sleep(0.005)
         time.sleep(0.2)
         self.clients = [connect(port) for port in [tcp] * 3 + [pty] * 3]
+        found_at(tcp)
 
     def step(self, step):
         for turn, client in enumerate(self.clients):
@@ -382,6 +386,7 @@ class Asyncio:
         self.loop = asyncio.new_event_loop()
         self.clients = [self.loop.run_until_complete(asyncio.open_connection(HOST, self.port))
                         for _ in range(50)]
+        found_at(self.port)
 
     def step(self, step):
         async def one(turn, reader, writer):
@@ -413,7 +418,7 @@ class Postgres:
         self.begin()
         self.clients = [self.client(host) for host in [HOST, os.getcwd()] * 2]
         self.ask(self.clients[0], "create table rows (step int, client int, data text);"
-                 " create table outside (step int); select 'made'", "made")
+                 " create table outside (client int, step int); select 'made'", "made")
         found_at(self.port)
 
     def begin(self):
@@ -477,7 +482,7 @@ class Mariadb:
         # By io_uring, or where there is none, by AIO.
         self.ask(self.clients[0], "select @@innodb_use_native_aio", 1)
         self.ask(self.clients[0], "create database d; create table d.t (step int, client int, data text,"
-                 " primary key (step, client)); select 'made'", "made")
+                 " primary key (step, client)); create table d.outside (client int, step int); select 'made'", "made")
         found_at(self.port)
 
     def begin(self):
@@ -489,9 +494,9 @@ class Mariadb:
             assert self.server.poll() is None, "there is no server"
             time.sleep(0.02)
 
-    def client(self, protocol):
+    def client(self, protocol, folder="."):
         return subprocess.Popen(["mariadb", "--no-defaults", "--user=root", f"--protocol={protocol}", "--host", HOST, "--port",
-                                 str(self.port), "--socket", f"{os.getcwd()}/sock", "--batch", "--skip-column-names",
+                                 str(self.port), "--socket", f"{os.path.abspath(folder)}/sock", "--batch", "--skip-column-names",
                                  "--unbuffered", "--skip-reconnect"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, client, question, answer):
@@ -689,6 +694,7 @@ class Multiprocessing:
         self.server = start(sys.executable, __file__, "pool", str(self.port))
         connect(self.port).close()
         self.clients = [multiprocessing.connection.Client((HOST, self.port), authkey=b"key") for _ in range(4)]
+        found_at(self.port)
 
     def step(self, step):
         for turn, client in enumerate(self.clients):
@@ -748,6 +754,8 @@ class Git:
         self.git("-C", "work", "add", "file")
         self.git("-C", "work", "commit", "-q", "-m", f"step {step}")
         self.git("-C", "work", "push", "-q", "origin", "HEAD:main")
+        if step == 1:
+            found_at(self.port)
         name = f"clone{step}"
         self.git("clone", "-q", "-b", "main", self.address, name)
         assert self.git("-C", name, "rev-list", "--count", "HEAD") == b"%d\n" % step
@@ -764,25 +772,34 @@ class Git:
 class Outside:
     """A client that is no part of the job: what it was told holds, also when it has to connect again."""
 
-    def __init__(self, kind, port):
-        self.kind, self.port, self.server, self.count, self.late = kind, port, None, None, 0
+    def __init__(self, kind, folder, number):
+        with open(f"{folder}/port") as file:
+            self.port = file.read()
+        self.kind, self.folder, self.number = kind, folder, int(number)
+        self.name, self.server, self.count, self.late = f"outside{number}", None, None, 0
 
     def connect(self):
         """Asks how much of what it has done is there."""
         if self.kind in ("redis", "memcached", "node", "java", "perl"):
             self.server = Lines(int(self.port))
+        if self.kind in ("socat", "asyncio"):
+            self.server = connect(int(self.port))
+        if self.kind == "multiprocessing":
+            self.server = multiprocessing.connection.Client((HOST, int(self.port)), authkey=b"key")
         if self.kind == "redis":
-            self.server.send(b"INCRBY outside 0\r\n")
+            self.server.send(f"INCRBY {self.name} 0\r\n".encode())
             return int(self.server.line()[1:])
         if self.kind == "memcached":
-            self.server.send(b"add outside 0 0 1\r\n0\r\n")
+            self.server.send(f"add {self.name} 0 0 1\r\n0\r\n".encode())
             self.server.line()
-            self.server.send(b"incr outside 0\r\n")
+            self.server.send(f"incr {self.name} 0\r\n".encode())
             return int(self.server.line())
         if self.kind == "postgres":
-            server = globals()["Postgres"].client(self, HOST)
-            self.server = server
-            return int(self.query("select count(*) from outside"))
+            self.server = Postgres.client(self, HOST)
+            return int(self.query(f"select count(*) from outside where client = {self.number}"))
+        if self.kind == "mariadb":
+            self.server = Mariadb.client(self, "tcp", self.folder)
+            return int(self.query(f"select count(*) from d.outside where client = {self.number}"))
         if self.kind == "agent":
             self.server = socket.socket(socket.AF_UNIX)
             self.server.connect(self.port)
@@ -800,15 +817,24 @@ class Outside:
             raise ConnectionResetError("the server has gone")
         return answer
 
+    def run_client(self, *command):
+        """What it prints; that it fails is the connection's end."""
+        found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+        if found.returncode != 0:
+            raise ConnectionResetError(found.stderr)
+        return found.stdout
+
     def step(self, step):
         if self.kind == "redis":
-            self.server.send(b"INCR outside\r\n")
+            self.server.send(f"INCR {self.name}\r\n".encode())
             self.expect(int(self.server.line()[1:]), step)
         elif self.kind == "memcached":
-            self.server.send(b"incr outside 1\r\n")
+            self.server.send(f"incr {self.name} 1\r\n".encode())
             self.expect(int(self.server.line()), step)
-        elif self.kind == "postgres":
-            found = self.query(f"insert into outside values ({step}); select count(*) from outside")
+        elif self.kind in ("postgres", "mariadb"):
+            table = "outside" if self.kind == "postgres" else "d.outside"
+            found = self.query(f"insert into {table} values ({self.number}, {step});"
+                               f" select count(*) from {table} where client = {self.number}")
             self.expect(int(found), step)
         elif self.kind in ("nginx", "http"):
             number, size = step % 10, 1 + (step % 10) ** 4 if self.kind == "nginx" else 30000 * (step % 10)
@@ -818,15 +844,43 @@ class Outside:
             except (urllib.error.URLError, http.client.HTTPException) as error:
                 raise ConnectionResetError(error) from error
             assert found == content(number, size), f"file {number}: {len(found)} bytes"
+        elif self.kind == "openssl":
+            context = ssl.create_default_context(cafile=f"{self.folder}/certificate")
+            context.check_hostname = False
+            try:
+                with context.wrap_socket(connect(int(self.port))) as asked:
+                    asked.sendall(b"GET /file%d HTTP/1.0\r\n\r\n" % (step % 5))
+                    found = asked.makefile("rb").read()
+            except ssl.SSLError as error:
+                raise ConnectionResetError(error) from error
+            if len(found) < 40000 * (step % 5):
+                raise ConnectionResetError(f"{len(found)} bytes")
+            Openssl.check(self, step % 5, found)
+        elif self.kind in ("socat", "asyncio"):
+            said, found = content(step, 3000), b""
+            self.server.sendall(said)
+            while len(found) < len(said):
+                more = self.server.recv(len(said) - len(found))
+                if not more:
+                    raise ConnectionResetError("the other end has hung up")
+                found += more
+            assert found == said, f"{len(found)} bytes"
+        elif self.kind == "multiprocessing":
+            parts = [content(step + part, 2000) for part in range(4)]
+            self.server.send(parts)
+            assert self.server.recv() == [digest(part) for part in parts]
+        elif self.kind == "git":
+            with tempfile.TemporaryDirectory() as clone:
+                self.run_client("git", "clone", "-q", "-b", "main", f"git://{HOST}:{self.port}/repository", f"{clone}/work")
+                commits = int(self.run_client("git", "-C", f"{clone}/work", "rev-list", "--count", "HEAD"))
+                assert commits > 0 and os.path.getsize(f"{clone}/work/file") == 20000 * commits, f"{commits} commits"
         elif self.kind == "agent":
             agent = object.__new__(Agent)
             agent.key = agent.keys(self.server)
             assert agent.sign(self.server, b"text") == agent.sign(self.server, b"text")
         elif self.kind == "dbus":
-            answer = subprocess.run(["dbus-send", f"--bus=unix:path={self.port}", "--print-reply",
-                                     "--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId"], capture_output=True)
-            if answer.returncode != 0:
-                raise ConnectionResetError(answer.stderr)
+            self.run_client("dbus-send", f"--bus=unix:path={self.port}", "--print-reply",
+                            "--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId")
         else:
             line = content(step, 2000).hex().encode()
             self.server.send(line + b"\n")
@@ -859,12 +913,10 @@ class Outside:
                 time.sleep(0.05)
 
 
-def outside(kind, folder):
-    path = f"{folder}/port"
-    while not os.path.exists(path):
+def outside(kind, folder, number):
+    while not os.path.exists(f"{folder}/port"):
         time.sleep(0.01)
-    with open(path) as file:
-        Outside(kind, file.read()).run()
+    Outside(kind, folder, number).run()
 
 
 def echo(port):

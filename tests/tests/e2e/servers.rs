@@ -1,7 +1,7 @@
 //! Servers and their clients that nobody wrote for us.
 
 use ulpm_tests::{
-    Lab, Pace, Program, Result, checkpointed_equals_native, ensure, is_root, program_path,
+    Guest, Lab, Pace, Program, Result, checkpointed_equals_native, ensure, is_root, program_path,
 };
 
 use crate::{moves, whole_life};
@@ -37,14 +37,24 @@ fn lives(program: &Program, generations: u64) -> Result {
     Lab::one_host(|lab| checkpointed_equals_native(lab, program, generations))
 }
 
-/// A client that is no part of the job sees nothing of checkpoints. A restart ends its connection, and what it was
-/// answered before still holds when it connects again.
+/// A client that is no part of the job, on one of the lab's hosts. What an earlier one was answered there still holds
+/// when it connects again.
+fn client<'lab>(
+    lab: &'lab Lab,
+    host: usize,
+    kind: &str,
+    server: &Guest<'_>,
+) -> Result<Guest<'lab>> {
+    let mut command = lab.hosts[host].command(PYTHON);
+    command.args([&script(), "outside", kind, &server.dir.to_string_lossy(), &host.to_string()]);
+    lab.start_command(host, &format!("outside{host}"), command)
+}
+
+/// A client outside of the job sees nothing of checkpoints. A restart ends its connection.
 fn outside(kind: &str) -> Result {
     Lab::one_host(|lab| {
         let mut guest = lab.launch(&server(kind, 1 << 40))?;
-        let mut command = lab.hosts[0].command(PYTHON);
-        command.args([&script(), "outside", kind, &guest.dir.to_string_lossy()]);
-        let client = lab.start_command(0, "outside", command)?;
+        let client = client(lab, 0, kind, &guest)?;
         let mut step = client.wait_step(5)?;
         for _ in 1..=5 {
             lab.checkpoint(&guest)?;
@@ -60,6 +70,28 @@ fn outside(kind: &str) -> Result {
         }
         ensure!(client.output().contains("again"), "nothing happened: {}", client.output());
         guest.kill_tree()?;
+        Ok(())
+    })
+}
+
+/// Clients of each host find the server there whenever it is there, with all that it has answered them.
+fn outside_moves(kind: &str) -> Result {
+    Lab::two_hosts(|lab| {
+        if !lab.hosts[0].is_namespace() {
+            println!("both hosts have one network: the run as root shows this");
+            return Ok(());
+        }
+        let guest = lab.launch(&server(kind, 1 << 40))?;
+        let clients = [client(lab, 0, kind, &guest)?, client(lab, 1, kind, &guest)?];
+        clients[0].wait_step(5)?;
+        for (from, to) in [(0, 1), (1, 0), (0, 1)] {
+            lab.migrate(&guest.name, from, to)?;
+            clients[to].wait_step(clients[to].last_step() + 5)?;
+        }
+        let [first, _] = &clients;
+        ensure!(first.output().contains("again"), "nothing happened: {}", first.output());
+        lab.tool(1, "ulpm_command", &["--kill", &guest.name])?.success()?;
+        guest.finish()?.expect_code(128 + 9)?;
         Ok(())
     })
 }
@@ -132,7 +164,7 @@ mod openmpi {
 }
 
 macro_rules! clients_outside {
-    ($($kind:ident)+) => {
+    ($($kind:ident)+; of_two_hosts $($tcp:ident)+) => {
         mod client_outside {
             $(
                 #[test]
@@ -150,7 +182,19 @@ macro_rules! clients_outside {
                 super::outside("postgres")
             }
         }
+
+        mod clients_of_two_hosts {
+            $(
+                #[test]
+                fn $tcp() -> ulpm_tests::Result {
+                    super::outside_moves(stringify!($tcp))
+                }
+            )+
+        }
     };
 }
 
-clients_outside! { redis memcached nginx http dbus agent perl node java }
+clients_outside! {
+    redis memcached nginx socat http asyncio multiprocessing mariadb openssl dbus agent perl node java git;
+    of_two_hosts redis memcached nginx socat http asyncio multiprocessing mariadb openssl perl node java git
+}
