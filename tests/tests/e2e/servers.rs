@@ -84,6 +84,10 @@ fn outside_moves(kind: &str) -> Result {
         let guest = lab.launch(&server(kind, 1 << 40))?;
         let clients = [client(lab, 0, kind, &guest)?, client(lab, 1, kind, &guest)?];
         clients[0].wait_step(5)?;
+        if kind == "git" {
+            // The files of its own clones come and go faster than a move can ask the target for them.
+            guest.set_limit(1)?;
+        }
         for (from, to) in [(0, 1), (1, 0), (0, 1)] {
             lab.migrate(&guest.name, from, to)?;
             clients[to].wait_step(clients[to].last_step() + 5)?;
