@@ -4,6 +4,10 @@
 //! asked for is kept here, beside what the kernel says; and what was waited for when the process was saved, it asks
 //! for again when it is restarted.
 //!
+//! For a new thread (`SIGEV_THREAD`) libc has a thread of its own wait on a netlink socket, and gives the kernel the
+//! number of that and 32 bytes to be sent there: the function, its argument, a copy of the thread's attributes, and room
+//! for what has happened (sysdeps/unix/sysv/linux/mq_notify.c). Without attributes all of it is known.
+//!
 //! Whoever asked is not told any more when his process closes a descriptor of that queue, be it another one. The
 //! manager's are therefore closed by another process, see [`close`]; and who asks waits until the manager has left the
 //! process's descriptors.
@@ -14,9 +18,11 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 use ulpm_sys::mq::{self, Notice};
+use ulpm_sys::socket::{self, so};
 use ulpm_sys::{Errno, FileStatus, SigEvent, oflag};
 
-use crate::arch;
+use crate::process::PerProcess;
+use crate::{arch, threads};
 
 /// Queues of which a process can be told at a time, and that a process can save.
 const MAX_QUEUES: usize = 64;
@@ -28,6 +34,8 @@ struct Asked {
     value: AtomicU64,
     signo: AtomicI32,
     notify: AtomicI32,
+    /// Of a thread that is to be told; 0 for none that is known.
+    function: AtomicU64,
 }
 static ASKED: [Asked; MAX_QUEUES] = [const {
     Asked {
@@ -35,11 +43,12 @@ static ASKED: [Asked; MAX_QUEUES] = [const {
         value: AtomicU64::new(0),
         signo: AtomicI32::new(0),
         notify: AtomicI32::new(0),
+        function: AtomicU64::new(0),
     }
 }; MAX_QUEUES];
 
 /// Takes note of what the process has asked of a queue. On any thread, which is not stopped meanwhile.
-pub(crate) fn asked(inode: u64, event: &SigEvent) {
+pub(crate) fn asked(inode: u64, event: &SigEvent, function: Option<u64>) {
     let place = |wanted| ASKED.iter().find(|asked| asked.inode.load(Ordering::Relaxed) == wanted);
     // Without room a checkpoint says that it does not know.
     let Some(asked) = place(inode).or_else(|| place(0)).or_else(|| ASKED.first()) else { return };
@@ -47,6 +56,7 @@ pub(crate) fn asked(inode: u64, event: &SigEvent) {
     asked.value.store(event.value, Ordering::Relaxed);
     asked.signo.store(event.signo, Ordering::Relaxed);
     asked.notify.store(event.notify, Ordering::Relaxed);
+    asked.function.store(function.unwrap_or(0), Ordering::Relaxed);
 }
 
 /// What the process has asked for, if it is what the queue says.
@@ -56,6 +66,35 @@ pub(crate) fn known(inode: u64, notice: Notice) -> Option<SigEvent> {
     let is_it = notify == notice.notify && (notice.signo == 0 || signo == notice.signo);
     is_it.then(|| SigEvent::new(asked.value.load(Ordering::Relaxed), signo, notify, 0))
 }
+
+/// The function that a new thread is to call.
+pub(crate) fn function(inode: u64) -> Option<u64> {
+    let asked = ASKED.iter().find(|asked| asked.inode.load(Ordering::Relaxed) == inode)?;
+    Some(asked.function.load(Ordering::Relaxed)).filter(|&function| function != 0)
+}
+
+/// The netlink socket on which libc's thread waits. Only while all threads stand still.
+pub(crate) fn libc_socket(own: &PerProcess) -> Option<i32> {
+    /// AF_NETLINK
+    const NETLINK: i32 = 16;
+    let pidfd = ulpm_sys::pidfd_open(ulpm_sys::getpid()).ok()?;
+    let is_netlink = |fd: &i32| {
+        let Ok(ours) = ulpm_sys::pidfd_getfd(pidfd, *fd) else { return false };
+        let family = socket::get_int_option(ours, so::SOL_SOCKET, so::DOMAIN);
+        ulpm_sys::close(ours);
+        family == Ok(NETLINK)
+    };
+    let found = threads::that_receive(own, COOKIE_LEN, COOKIE_FLAGS).find(is_netlink);
+    ulpm_sys::close(pidfd);
+    found
+}
+
+/// How libc's thread receives: 32 bytes, with MSG_NOSIGNAL | MSG_WAITALL.
+const COOKIE_LEN: usize = 32;
+const COOKIE_FLAGS: usize = 0x4000 | 0x100;
+
+/// `SIGEV_THREAD`
+pub(crate) const BY_THREAD: i32 = 2;
 
 /// A list of the manager's.
 struct List<T>(UnsafeCell<[T; MAX_QUEUES]>, AtomicUsize);
@@ -87,8 +126,10 @@ impl<T: Copy> List<T> {
     }
 }
 
-/// A descriptor of a queue of which the process is to be told, and of what it asked.
-static WAITING: List<(i32, SigEvent)> = List::new((-1, SigEvent::new(0, 0, 0, 0)));
+/// A descriptor of a queue of which the process is to be told, and what it asked; for a new thread with libc's socket in
+/// the place of a signal, and with the function.
+type Waiting = (i32, SigEvent, Option<u64>);
+static WAITING: List<Waiting> = List::new((-1, SigEvent::new(0, 0, 0, 0), None));
 
 /// The longest name of a queue, with the NUL behind it.
 const NAME: usize = 256;
@@ -109,8 +150,8 @@ pub(crate) fn clear() {
 }
 
 /// Takes note that the process is to be told of a message in a queue. False: there is no room.
-pub(crate) fn waits(fd: i32, event: SigEvent) -> bool {
-    WAITING.add((fd, event))
+pub(crate) fn waits(fd: i32, event: SigEvent, function: Option<u64>) -> bool {
+    WAITING.add((fd, event, function))
 }
 
 /// Takes note of a queue that goes with the job. Without room its name stays when the job leaves.
@@ -138,11 +179,23 @@ pub(crate) fn ask_again() -> Result<(), Errno> {
         return Ok(());
     }
     let pidfd = ulpm_sys::pidfd_open(ulpm_sys::getpid())?;
-    let result = WAITING.items().iter().try_for_each(|(fd, event)| {
+    let result = WAITING.items().iter().try_for_each(|(fd, event, function)| {
         let ours = ulpm_sys::pidfd_getfd(pidfd, *fd)?;
-        let result = mq::notify(ours, Some(event))
+        let told = match function {
+            None => mq::notify(ours, Some(event)),
+            Some(function) => {
+                let cookie = [*function, event.value, 0, 0];
+                let at = cookie.as_ptr().expose_provenance() as u64;
+                ulpm_sys::pidfd_getfd(pidfd, event.signo).and_then(|socket| {
+                    let told = mq::notify(ours, Some(&SigEvent::new(at, socket, BY_THREAD, 0)));
+                    ulpm_sys::close(socket);
+                    told
+                })
+            }
+        };
+        let result = told
             .and_then(|()| ulpm_sys::fstat(ours))
-            .map(|status| asked(status.ino, event));
+            .map(|status| asked(status.ino, event, *function));
         close(ours);
         result
     });

@@ -51,6 +51,7 @@ pub(crate) struct Stopped {
     alt_stack: AltStack,
     pub(crate) name: [u8; 16],
     timer_slack: usize,
+    secure_bits: usize,
     parent_death_signal: i32,
     pub(crate) scheduling: Scheduling,
     /// Where it may run, as a place in [`AFFINITIES`] plus one; 0 if it may everywhere.
@@ -179,6 +180,25 @@ pub(crate) fn stopped(own: &PerProcess) -> impl Iterator<Item = *mut Stopped> {
         .map(core::ptr::with_exposed_provenance_mut)
 }
 
+/// The descriptors from which stopped threads were about to receive `len` bytes with `flags`, of no address.
+pub(crate) fn that_receive(
+    own: &PerProcess,
+    len: usize,
+    flags: usize,
+) -> impl Iterator<Item = i32> {
+    stopped(own).filter_map(move |stopped| {
+        // SAFETY: the thread stands still, with its context on its stack.
+        let (context, call) = unsafe {
+            let context = &*(*stopped).context;
+            (context, context.about_to_call())
+        };
+        let machine = &context.machine;
+        let found =
+            call == Some(nr::RECVFROM) && (machine.rdx, machine.r10, machine.r8) == (len, flags, 0);
+        i32::try_from(machine.rdi).ok().filter(|_| found)
+    })
+}
+
 /// Whether a signal is a request to stop.
 fn is_freeze(info: &SigInfo) -> bool {
     info.code == signal::SI_QUEUE && info.value >> 32 == FREEZE_COOKIE >> 32
@@ -260,6 +280,7 @@ fn stop(own: &PerProcess, context: &mut UserContext, thaw: u32) {
         name: ulpm_sys::thread_name(),
         // SAFETY: takes no argument.
         timer_slack: unsafe { ulpm_sys::prctl(pr::GET_TIMERSLACK, [0; 2]) }.unwrap_or(0),
+        secure_bits: secure_bits(),
         parent_death_signal: parent_death_signal(),
         scheduling: ulpm_sys::scheduling(0).unwrap_or_default(),
         affinity: 0,
@@ -419,6 +440,9 @@ pub(crate) extern "C" fn restored(stopped: *mut Stopped) {
         stack.flags &= !signal::SS_ONSTACK;
         let _ = signal::set_alt_stack(&stack);
         let _ = ulpm_sys::prctl(pr::SET_TIMERSLACK, [stopped.timer_slack, 0]);
+        if set_secure_bits(stopped.secure_bits).is_err() {
+            crate::die("a thread cannot have its securebits(7) again without privileges");
+        }
         if stopped.parent_death_signal > 0 {
             let signal = stopped.parent_death_signal.cast_unsigned() as usize;
             let _ = ulpm_sys::prctl(pr::SET_PDEATHSIG, [signal, 0]);
@@ -751,6 +775,24 @@ fn pointer_from(operation: usize) -> usize {
     // SAFETY: PR_GET_TID_ADDRESS stores one word.
     let _ = unsafe { ulpm_sys::prctl(operation, [(&raw mut pointer).addr(), 0]) };
     pointer
+}
+
+fn secure_bits() -> usize {
+    // SAFETY: takes no argument.
+    unsafe { ulpm_sys::prctl(pr::GET_SECUREBITS, [0; 2]) }.unwrap_or(0)
+}
+
+/// Anybody may set one of them, PR_SET_KEEPCAPS.
+fn set_secure_bits(bits: usize) -> Result<(), Errno> {
+    /// SECBIT_KEEP_CAPS (include/uapi/linux/securebits.h)
+    const KEEP: usize = 1 << 4;
+    let (operation, value) = match secure_bits() ^ bits {
+        0 => return Ok(()),
+        KEEP => (pr::SET_KEEPCAPS, usize::from(bits & KEEP != 0)),
+        _ => (pr::SET_SECUREBITS, bits),
+    };
+    // SAFETY: no memory is involved.
+    unsafe { ulpm_sys::prctl(operation, [value, 0]) }.map(drop)
 }
 
 fn parent_death_signal() -> i32 {

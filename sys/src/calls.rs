@@ -850,6 +850,16 @@ impl SigEvent {
     pub const fn new(value: u64, signo: i32, notify: i32, tid: i32) -> Self {
         Self { value, signo, notify, tid, rest: [0; 11] }
     }
+
+    /// For `SIGEV_THREAD`, of which libc knows: a function to be called in a thread with default attributes; `None` if
+    /// it is to have others.
+    #[must_use]
+    pub fn function(&self) -> Option<u64> {
+        let word = |low: i32, high: i32| {
+            u64::from(low.cast_unsigned()) | u64::from(high.cast_unsigned()) << 32
+        };
+        (word(self.rest[1], self.rest[2]) == 0).then_some(word(self.tid, self.rest[0]))
+    }
 }
 
 /// `struct itimerspec`.
@@ -942,6 +952,9 @@ pub mod pr {
     pub const SET_DUMPABLE: usize = 4;
     pub const SET_NAME: usize = 15;
     pub const GET_NAME: usize = 16;
+    pub const SET_KEEPCAPS: usize = 8;
+    pub const GET_SECUREBITS: usize = 27;
+    pub const SET_SECUREBITS: usize = 28;
     pub const SET_TIMERSLACK: usize = 29;
     pub const GET_TIMERSLACK: usize = 30;
     pub const SET_MM: usize = 35;

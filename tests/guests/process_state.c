@@ -1,6 +1,7 @@
 /* What the kernel keeps for a process as a whole: limits, who adopts orphans, no new privileges, what ends with its parent, the score for
  * want of memory, personality, title, names and vectors in /proc; and the scheduling of threads. */
 #include "guest.h"
+#include <linux/securebits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -101,6 +102,10 @@ int main(int argc, char **argv)
 
     CHECK_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
     CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0);
+    CHECK_EQ(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), 0);
+    CHECK(prctl(PR_SET_SECUREBITS, SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED) == 0 || errno == EPERM);
+    int secure = prctl(PR_GET_SECUREBITS);
+    CHECK(secure & SECBIT_KEEP_CAPS);
     CHECK_EQ(prctl(PR_SET_NAME, "a name (with )", 0, 0, 0), 0);
     CHECK(personality(0xffffffff) >= 0);
     CHECK(personality((unsigned long)personality(0xffffffff) | ADDR_NO_RANDOMIZE) >= 0);
@@ -151,6 +156,7 @@ int main(int argc, char **argv)
     for (long i = 1; i <= steps; i++) {
         guest_step(i);
         CHECK_EQ(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), 1);
+        CHECK_EQ(prctl(PR_GET_SECUREBITS), secure);
         CHECK_EQ(prctl(PR_GET_DUMPABLE), 1);
         CHECK_EQ(personality(0xffffffff), person);
         int adopts = 0;

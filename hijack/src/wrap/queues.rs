@@ -49,7 +49,7 @@ pub(super) fn open(flags: c_int, call: impl Fn(c_int) -> isize) -> isize {
     })
 }
 
-/// Asks by `call` to be told, and takes note of it.
+/// Asks by `call` to be told, and takes note of it. With libc's own function, a new thread may be told (`SIGEV_THREAD`).
 ///
 /// # Safety
 ///
@@ -57,6 +57,7 @@ pub(super) fn open(flags: c_int, call: impl Fn(c_int) -> isize) -> isize {
 pub(super) unsafe fn notify(
     fd: c_int,
     event: *const SigEvent,
+    by_libc: bool,
     call: impl FnOnce() -> isize,
 ) -> isize {
     let Some(own) = process::own().filter(|_| process::table().is_some()) else { return call() };
@@ -67,7 +68,7 @@ pub(super) unsafe fn notify(
         if let (0, Some(event)) = (result, unsafe { event.as_ref() })
             && let Ok(status) = ulpm_sys::fstat(fd)
         {
-            notices::asked(status.ino, event);
+            notices::asked(status.ino, event, event.function().filter(|_| by_libc));
         }
         result
     })
@@ -90,6 +91,6 @@ unsafe extern "C" fn mq_open(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mq_notify(fd: c_int, event: *const SigEvent) -> c_int {
     // SAFETY: as above.
-    let result = unsafe { notify(fd, event, || MQ_NOTIFY.get()(fd, event) as isize) };
+    let result = unsafe { notify(fd, event, true, || MQ_NOTIFY.get()(fd, event) as isize) };
     c_int::try_from(result).unwrap_or(-1)
 }

@@ -305,7 +305,7 @@ unsafe extern "C" fn translated(
         nr::MQ_NOTIFY => {
             let event = core::ptr::with_exposed_provenance(b);
             // SAFETY: the caller vouches for it.
-            unsafe { queues::notify(int(a), event, || call([a, b, c])) }
+            unsafe { queues::notify(int(a), event, false, || call([a, b, c])) }
         }
         // SAFETY: the caller vouches for them.
         nr::IO_SETUP | nr::IO_SUBMIT | nr::IO_GETEVENTS | nr::IO_PGETEVENTS => unsafe {

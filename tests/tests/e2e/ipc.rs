@@ -10,6 +10,7 @@ whole_life! {
     shared_memory => Program::guest("shm", 200);
     semaphores => Program::guest("sem", 200);
     messages => Program::guest("msg", 200);
+    message_queues_that_tell_threads => Program::guest("mq_thread", 150);
     posix_message_queues => Program::guest("mq", 150);
     by_system_call => Program::guest("raw_ipc", 150);
     posix_shared_memory_and_semaphores => Program::guest("posix_shm", 200);

@@ -15,6 +15,7 @@ use ulpm_sys::fmt::Text;
 use ulpm_sys::mq::{self, Attributes, Notice};
 use ulpm_sys::{Errno, Timespec, mode, oflag};
 
+use super::socket::later;
 use super::{Open, Subject, cannot};
 use crate::capture::ipc::place;
 use crate::freeze::Failed;
@@ -25,9 +26,6 @@ const QUEUE: u64 = 33;
 
 /// How long others may keep a queue full whose messages are to be put back.
 const PUT_BACK_NS: i64 = 5_000_000_000;
-
-/// `SIGEV_THREAD`
-const BY_THREAD: i32 = 2;
 
 /// A description of our own.
 struct Ours(i32);
@@ -66,7 +64,9 @@ pub(super) fn collect(subject: &Subject<'_>, open: &Open, meta: &mut Meta) -> Re
     let notice = notice(open)?;
     let me = ulpm_sys::getpid();
     match notice {
-        Some(notice) if notice.pid == me => wait_again(open, notice)?,
+        Some(notice) if notice.pid == me => {
+            wait_again(subject, open, notice, attributes.messages != 0)?;
+        }
         // That process does it, which has the queue open too: it would not be told any more if it had not.
         Some(notice) if subject.table.by_real(notice.pid).is_some() => return Ok(()),
         Some(_) if created && attributes.messages != 0 => {
@@ -119,12 +119,35 @@ fn notice(open: &Open) -> Result<Option<Notice>, Failed> {
 }
 
 /// Has the process ask again for what it waits for, when it is restarted.
-fn wait_again(open: &Open, notice: Notice) -> Result<(), Failed> {
+fn wait_again(
+    subject: &Subject<'_>,
+    open: &Open,
+    notice: Notice,
+    has_messages: bool,
+) -> Result<(), Failed> {
+    let function = notices::function(open.status.ino);
     let why = match notices::known(open.status.ino, notice) {
-        _ if notice.notify == BY_THREAD => {
-            "is a message queue of whose next message a new thread is to be told (mq_notify with SIGEV_THREAD)"
+        // To take the messages would wake libc's thread.
+        Some(_) if notice.notify == notices::BY_THREAD && has_messages => {
+            "is a message queue with messages, of whose next a new thread is to be told (mq_notify with SIGEV_THREAD)"
         }
-        Some(event) if notices::waits(open.fd, event) => return Ok(()),
+        Some(_) if notice.notify == notices::BY_THREAD && function.is_none() => {
+            "is a message queue of whose next message a new thread with attributes is to be told (mq_notify with SIGEV_THREAD)"
+        }
+        Some(mut event) if notice.notify == notices::BY_THREAD => {
+            let Some(socket) = notices::libc_socket(subject.own) else {
+                return Err(later(
+                    open,
+                    "is a message queue for whose next message no thread of libc waits now, which",
+                ));
+            };
+            event.signo = socket;
+            if notices::waits(open.fd, event, function) {
+                return Ok(());
+            }
+            "is one of more message queues of whose messages it is to be told than can be saved"
+        }
+        Some(event) if notices::waits(open.fd, event, None) => return Ok(()),
         Some(_) => {
             "is one of more message queues of whose messages it is to be told than can be saved"
         }

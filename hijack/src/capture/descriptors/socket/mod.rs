@@ -206,7 +206,7 @@ fn filter(open: &Open, options: &mut Vec<SocketOption>) -> Result<(), Failed> {
 }
 
 /// As `cannot`, for what passes by itself.
-fn later(open: &Open, why: &str) -> Failed {
+pub(super) fn later(open: &Open, why: &str) -> Failed {
     let (path, fd) = (open.path.escape_ascii(), open.fd);
     crate::capture::not_now(format_args!(
         "descriptor {fd} ({path}) {why} cannot be saved; try again later"
