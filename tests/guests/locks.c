@@ -88,6 +88,12 @@ int main(int argc, char **argv)
     leased = open("leased", O_RDONLY);
     CHECK_EQ(fcntl(leased, F_SETSIG, SIGUSR1), 0);
     CHECK_EQ(fcntl(leased, F_SETLEASE, F_RDLCK), 0);
+    /* Nobody else has it open, not even to look at it: that would break the lease. */
+    int sole = argc > 2 ? make("sole") : -1;
+    if (sole >= 0) {
+        CHECK_EQ(fcntl(sole, F_SETSIG, SIGUSR1), 0);
+        CHECK_EQ(fcntl(sole, F_SETLEASE, F_WRLCK), 0);
+    }
 
     int ask[2], tell[2], got[2];
     CHECK(pipe(ask) == 0 && pipe(tell) == 0 && pipe(got) == 0);
@@ -132,6 +138,7 @@ int main(int argc, char **argv)
         CHECK_EQ(read(got[0], &byte, 1), -1);
         CHECK_EQ(errno, EAGAIN);
         CHECK_EQ(fcntl(leased, F_GETLEASE), F_RDLCK);
+        CHECK(sole < 0 || fcntl(sole, F_GETLEASE) == F_WRLCK);
         CHECK_EQ(fcntl(leased, F_GETSIG), SIGUSR1);
         check_all(0);
     }

@@ -2,7 +2,11 @@
 #include "guest.h"
 #include <arpa/inet.h>
 #include <linux/aio_abi.h>
+#include <linux/bpf.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/netlink.h>
+#include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
 #include <netinet/in.h>
@@ -46,6 +50,10 @@ int main(int argc, char **argv)
         struct sigevent event = {0};
         event.sigev_notify = SIGEV_THREAD;
         event.sigev_notify_function = start;
+        /* The copy that libc makes of them nobody finds again. */
+        pthread_attr_t attributes;
+        CHECK_EQ(pthread_attr_init(&attributes), 0);
+        event.sigev_notify_attributes = &attributes;
         CHECK_EQ(mq_notify(queue, &event), 0);
         for (long i = 1; i <= steps; i++)
             guest_step(i);
@@ -116,6 +124,41 @@ int main(int argc, char **argv)
         CHECK_EQ(syscall(SYS_io_submit, context, 1, &list), 1);
     } else if (strcmp(what, "process") == 0) {
         CHECK(syscall(SYS_pidfd_open, 1, 0) >= 0);
+    } else if (strcmp(what, "fanotify") == 0) {
+        /* FAN_REPORT_FID */
+        CHECK(syscall(SYS_fanotify_init, 0x200, 0) >= 0);
+    } else if (strcmp(what, "perf") == 0) {
+        struct perf_event_attr event = {.type = PERF_TYPE_SOFTWARE, .size = sizeof event, .config = PERF_COUNT_SW_CPU_CLOCK};
+        event.exclude_kernel = event.exclude_hv = 1;
+        CHECK(syscall(SYS_perf_event_open, &event, 0, -1, -1, 0) >= 0);
+    } else if (strcmp(what, "bpf") == 0) {
+        union bpf_attr map = {.map_type = BPF_MAP_TYPE_ARRAY};
+        map.key_size = map.value_size = 4;
+        map.max_entries = 1;
+        CHECK(syscall(SYS_bpf, BPF_MAP_CREATE, &map, sizeof map) >= 0);
+    } else if (strcmp(what, "landlock") == 0) {
+        uint64_t rules = 1;
+        CHECK(syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0) >= 0);
+    } else if (strcmp(what, "netfilter") == 0) {
+        CHECK(socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER) >= 0);
+    } else if (strcmp(what, "packet") == 0) {
+        CHECK(socket(AF_PACKET, SOCK_DGRAM, 0) >= 0);
+    } else if (strcmp(what, "out-of-band") == 0) {
+        int pair[2];
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+        CHECK_EQ(send(pair[0], "u", 1, MSG_OOB), 1);
+    } else if (strcmp(what, "thread") == 0) {
+        /* PIDFD_THREAD */
+        CHECK(syscall(SYS_pidfd_open, getpid(), O_EXCL) >= 0);
+    } else if (strcmp(what, "secret") == 0) {
+        CHECK(syscall(SYS_memfd_secret, 0) >= 0);
+    } else if (strcmp(what, "capabilities") == 0) {
+        struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+        struct __user_cap_data_struct sets[2];
+        CHECK_EQ(syscall(SYS_capget, &header, sets), 0);
+        CHECK(sets[0].effective & 1 << CAP_SYS_NICE);
+        sets[0].effective &= ~(1u << CAP_SYS_NICE);
+        CHECK_EQ(syscall(SYS_capset, &header, sets), 0);
     } else if (strcmp(what, "traced") == 0) {
         pid_t child = fork();
         CHECK(child >= 0);

@@ -89,3 +89,13 @@ fn lock_that_somebody_else_holds_now() -> Result {
         Ok(())
     })
 }
+
+/// Not moved: where the file is the same, as in this test, to open it there breaks the lease.
+#[test]
+fn write_lease() -> Result {
+    Lab::one_host(|lab| {
+        let program = Program::guest("locks", 150).arg("sole");
+        ulpm_tests::checkpointed_equals_native(lab, &program, 5)?;
+        ulpm_tests::under_continuous_checkpoints(lab, &program)
+    })
+}

@@ -282,16 +282,18 @@ fn what_is_no_checkpoint_cannot_be_restarted() -> Result {
 
 /// A checkpoint of a program with such a state is refused, in words, and the program is unharmed.
 fn state_refused(what: &str, words: &[&str]) -> Result {
-    Lab::one_host(|lab| {
-        let guest = lab.launch(&Program::guest("refused_state", 30).arg(what))?;
-        guest.set_limit(5)?;
-        guest.wait_step(5)?;
-        let said = lab.tool(0, "ulpm_command", &["--checkpoint", "--kill", &guest.name])?;
-        said.failure(&[words, &["cannot be saved"]].concat())?;
-        guest.set_free()?;
-        guest.finish()?.expect_code(0)?;
-        Ok(())
-    })
+    Lab::one_host(|lab| state_refused_in(lab, what, words))
+}
+
+fn state_refused_in(lab: &Lab, what: &str, words: &[&str]) -> Result {
+    let guest = lab.launch(&Program::guest("refused_state", 30).arg(what))?;
+    guest.set_limit(5)?;
+    guest.wait_step(5)?;
+    let said = lab.tool(0, "ulpm_command", &["--checkpoint", "--kill", &guest.name])?;
+    said.failure(&[words, &["cannot be saved"]].concat())?;
+    guest.set_free()?;
+    guest.finish()?.expect_code(0)?;
+    Ok(())
 }
 
 #[test]
@@ -310,8 +312,8 @@ fn multicast_group_for_certain_sources() -> Result {
 }
 
 #[test]
-fn message_queue_with_a_thread_to_be_told() -> Result {
-    state_refused("queue", &["message queue", "SIGEV_THREAD"])
+fn message_queue_with_a_thread_with_attributes_to_be_told() -> Result {
+    state_refused("queue", &["message queue", "attributes", "SIGEV_THREAD"])
 }
 
 #[test]
@@ -356,6 +358,67 @@ fn timer_of_one_of_several_threads() -> Result {
 #[test]
 fn seccomp_filter() -> Result {
     state_refused("seccomp", &["seccomp filter"])
+}
+
+/// The same for what not every kernel has, or not for every user.
+fn state_refused_where_it_can_be(what: &str, words: &[&str]) -> Result {
+    Lab::one_host(|lab| {
+        if lab.native(&Program::guest("refused_state", 1).arg(what))?.finish()?.code != 0 {
+            println!("there is no {what} here for this user");
+            return Ok(());
+        }
+        state_refused_in(lab, what, words)
+    })
+}
+
+#[test]
+fn fanotify() -> Result {
+    state_refused_where_it_can_be("fanotify", &["watches file systems", "fanotify"])
+}
+
+#[test]
+fn perf_event() -> Result {
+    state_refused_where_it_can_be("perf", &["perf_event_open"])
+}
+
+#[test]
+fn object_of_bpf() -> Result {
+    state_refused_where_it_can_be("bpf", &["object of bpf"])
+}
+
+#[test]
+fn rules_of_landlock() -> Result {
+    state_refused_where_it_can_be("landlock", &["landlock"])
+}
+
+#[test]
+fn netlink_socket_of_netfilter() -> Result {
+    state_refused_where_it_can_be("netfilter", &["netlink socket of netfilter"])
+}
+
+#[test]
+fn packet_socket() -> Result {
+    state_refused_where_it_can_be("packet", &["socket of a family"])
+}
+
+#[test]
+fn out_of_band_data_of_a_unix_socket() -> Result {
+    state_refused_where_it_can_be("out-of-band", &["out-of-band data"])
+}
+
+#[test]
+fn pidfd_of_a_thread() -> Result {
+    state_refused_where_it_can_be("thread", &["PIDFD_THREAD"])
+}
+
+#[test]
+fn secret_memory() -> Result {
+    state_refused_where_it_can_be("secret", &["memfd_secret"])
+}
+
+#[test]
+fn capabilities_that_were_given_up() -> Result {
+    state_refused_where_it_can_be("capabilities", &["given up capabilities"])
 }
 
 #[test]

@@ -16,6 +16,7 @@ whole_life! {
     transfers_in_threads => transfers("threads");
     transfers_in_processes => transfers("processes");
     signals => Program::guest("signals", 200);
+    handlers_in_handlers => Program::guest("handlers", 200);
     signals_that_wait => Program::guest("pending", 150);
     exceptions => Program::guest("exceptions", 200);
     openmp => Program::guest("openmp", 200).env("OMP_NUM_THREADS", "4");
