@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         }
     };
     match run::run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) if error.is_closed_pipe() => ExitCode::from(exit::IO),
         Err(error) => {
             ulpm_control::print_error("ulpm_command", &error);

@@ -2,8 +2,35 @@
 
 use std::path::PathBuf;
 
-use ulpm_control::message::{Files, Outside};
+use ulpm_control::message::{Files, Outside, Stdio};
 use ulpm_control::{Address, place};
+
+/// Keys that are typed one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys(pub Vec<u8>);
+
+impl Default for Keys {
+    /// Ctrl-P Ctrl-Q.
+    fn default() -> Self {
+        Self(vec![16, 17])
+    }
+}
+
+/// Reads `ctrl-p,ctrl-q`, `x` and the like.
+fn parse_keys(text: &str) -> Result<Keys, String> {
+    let key = |word: &str| {
+        let word = word.trim();
+        let lower = word.to_ascii_lowercase();
+        match (lower.strip_prefix("ctrl-").map(str::as_bytes), word.as_bytes()) {
+            (Some([key @ (b'a'..=b'z' | b'@' | b'[' | b'\\' | b']' | b'^' | b'_')]), _) => {
+                Ok(key & 31)
+            }
+            (None, [key @ b' '..=b'~']) => Ok(*key),
+            _ => Err(format!("there is no key {word:?}: write a letter, or ctrl- and a letter")),
+        }
+    };
+    text.split(',').map(key).collect::<Result<_, _>>().map(Keys)
+}
 
 /// Asks a coordinator to checkpoint, migrate, list and end jobs.
 ///
@@ -11,11 +38,11 @@ use ulpm_control::{Address, place};
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "ulpm_command", version, after_help = ulpm_control::exit::HELP)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(
-    ["status", "checkpoint", "migrate", "check", "kill", "quit", "output", "inspect", "interval"]
+    ["status", "checkpoint", "migrate", "home", "check", "kill", "quit", "output", "attach", "inspect", "interval"]
 )))]
 // One of them at a time; only --checkpoint and --kill go together.
 #[command(group(clap::ArgGroup::new("alone").args(
-    ["status", "checkpoint", "migrate", "check", "quit", "output", "inspect", "interval"]
+    ["status", "checkpoint", "migrate", "home", "check", "quit", "output", "attach", "inspect", "interval"]
 )))]
 pub struct Options {
     /// The coordinator: a socket path or HOST:PORT
@@ -47,13 +74,17 @@ pub struct Options {
     #[arg(long, value_name = "HOST[:PORT] or ssh://[USER@]HOST[:PORT][/SOCKET]")]
     pub migrate: Option<String>,
 
+    /// Bring a job back to the host that has launched it
+    #[arg(long, value_name = "JOB", conflicts_with = "jobs")]
+    pub home: Option<String>,
+
     /// Say whether the jobs could move there, and what is in the way; nothing is stopped. --migrate looks first, too
     #[arg(long, value_name = "HOST")]
     pub check: Option<String>,
 
     /// End the jobs, as by SIGKILL; with --checkpoint: as soon as they are saved, without their going on
     /// in between (if one cannot be saved, it goes on)
-    #[arg(long, conflicts_with_all = ["status", "migrate", "check", "quit", "output", "inspect", "interval"])]
+    #[arg(long, conflicts_with_all = ["status", "migrate", "home", "check", "quit", "output", "attach", "inspect", "interval"])]
     pub kill: bool,
 
     /// End the coordinator; programs go on, and the next coordinator finds them
@@ -63,6 +94,16 @@ pub struct Options {
     /// Print what a job has written since it came here by migration
     #[arg(long, value_name = "JOB", conflicts_with = "jobs")]
     pub output: Option<String>,
+
+    /// Connect this terminal, or standard input and output, to a job that has come here by migration, until the job ends
+    /// or the detach keys are typed. The exit status is that of the job if it ends, and 0 behind the detach keys. With -n the
+    /// job is on that host; ssh://… as its ADDRESS is reached by your own ssh
+    #[arg(long, value_name = "JOB", conflicts_with = "jobs")]
+    pub attach: Option<String>,
+
+    /// With --attach: the keys that end it and leave the job alone: letters, or ctrl- and a letter, with commas between
+    #[arg(long, value_name = "KEYS", value_parser = parse_keys)]
+    pub detach_keys: Option<Keys>,
 
     /// Show what is in an image, or in a checkpoint's directory
     #[arg(long, value_name = "IMAGE", conflicts_with = "jobs")]
@@ -80,7 +121,12 @@ pub struct Options {
     #[arg(long)]
     pub freeze_until_durable: bool,
 
-    /// With --migrate: leave the images on the target
+    /// With --migrate or --home: what becomes of the jobs' terminals and pipes [default: what ulpm_launch was told, which
+    /// is follow where it was told nothing]
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub stdio: Option<Stdio>,
+
+    /// With --migrate or --home: leave the images on the target
     #[arg(short = 's', long)]
     pub keep_images: bool,
 
@@ -125,7 +171,8 @@ impl Options {
     ///
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), String> {
-        let moves = self.migrate.is_some() || self.check.is_some();
+        let leaves = self.migrate.is_some() || self.home.is_some();
+        let moves = leaves || self.check.is_some();
         let misplaced = [
             (self.keep.is_some() && !self.checkpoint, "--keep", "--checkpoint"),
             (
@@ -133,7 +180,9 @@ impl Options {
                 "--freeze-until-durable",
                 "--checkpoint",
             ),
-            (self.keep_images && self.migrate.is_none(), "--keep-images", "--migrate"),
+            (self.keep_images && !leaves, "--keep-images", "--migrate or --home"),
+            (self.stdio.is_some() && !leaves, "--stdio", "--migrate or --home"),
+            (self.detach_keys.is_some() && self.attach.is_none(), "--detach-keys", "--attach"),
             (self.force && !moves, "--force", "--migrate or --check"),
             (self.files.is_some() && !moves, "--files", "--migrate or --check"),
             (
@@ -144,7 +193,7 @@ impl Options {
             (
                 self.remote_path.is_some() && self.ssh_target().is_none(),
                 "--remote-path",
-                "--migrate ssh:// or --check ssh://",
+                "--migrate, --check or --attach with ssh://",
             ),
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),
@@ -163,7 +212,8 @@ impl Options {
     /// The target, if ssh leads to it.
     #[must_use]
     pub fn ssh_target(&self) -> Option<&str> {
-        let target = self.migrate.as_deref().or(self.check.as_deref());
+        let at = self.address.as_deref().filter(|_| self.attach.is_some());
+        let target = self.migrate.as_deref().or(self.check.as_deref()).or(at);
         target.filter(|target| target.starts_with("ssh://"))
     }
 
@@ -230,6 +280,20 @@ mod tests {
         let options = parse(&["--migrate", "b", "--files", "ship"]).unwrap();
         options.check().unwrap();
         assert_eq!(options.files, Some(Files::Ship));
+    }
+
+    #[test]
+    fn keys_are_written_as_elsewhere() {
+        assert_eq!(parse_keys("ctrl-p,ctrl-q"), Ok(Keys::default()));
+        assert_eq!(parse_keys("Ctrl-],x"), Ok(Keys(vec![29, b'x'])));
+        for wrong in ["", "ctrl-", "ctrl-pp", "ab", "ctrl-p,"] {
+            assert!(parse_keys(wrong).is_err(), "{wrong}");
+        }
+        parse(&["--status", "--detach-keys", "x"]).unwrap().check().unwrap_err();
+        parse(&["--attach", "a", "--detach-keys", "x"]).unwrap().check().unwrap();
+        parse(&["--attach", "a", "--output", "a"]).unwrap_err();
+        parse(&["--home", "a", "--stdio", "log"]).unwrap().check().unwrap();
+        parse(&["--status", "--stdio", "log"]).unwrap().check().unwrap_err();
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Asks, and prints the answer.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use serde::Serialize;
 use ulpm_control::client::ClientError;
 use ulpm_control::message::{Checked, Checkpointed, Finding, Migrated, Ssh, Status, Verdict};
-use ulpm_control::{Client, Reply, Request, exit};
+use ulpm_control::session::{self, End, Party, Streams};
+use ulpm_control::{Address, Client, Reply, Request, exit, link};
 
 use crate::inspect::{self, InspectError};
 use crate::options::Options;
@@ -35,6 +36,9 @@ pub enum CommandError {
     /// What was checked cannot be.
     #[error("{0}")]
     Unfit(String, u8),
+    /// There is no connection to the job any more.
+    #[error("{0}")]
+    Lost(String),
     /// A result has no text.
     #[error("cannot print the result as JSON")]
     Json(#[from] serde_json::Error),
@@ -50,7 +54,7 @@ impl CommandError {
             Self::Inspect(error) => error.exit_code(),
             Self::NoSsh => exit::UNAVAILABLE,
             Self::Unfit(_, code) => *code,
-            Self::Output(_) => exit::IO,
+            Self::Output(_) | Self::Lost(_) => exit::IO,
             Self::Json(_) => exit::SOFTWARE,
         }
     }
@@ -62,13 +66,57 @@ impl CommandError {
     }
 }
 
-/// Does what the command line asks for.
+/// Does what the command line asks for, and returns the code to exit with.
 ///
 /// # Errors
 ///
 /// [`CommandError`]
-pub fn run(options: &Options) -> Result<(), CommandError> {
+pub fn run(options: &Options) -> Result<u8, CommandError> {
     options.check().map_err(CommandError::Usage)?;
+    match &options.attach {
+        Some(job) => attach(options, job),
+        None => ask(options).map(|()| exit::OK),
+    }
+}
+
+/// Connects our standard streams to a job.
+fn attach(options: &Options, job: &str) -> Result<u8, CommandError> {
+    // The coordinator of this host finds the way to another one.
+    let own = || match &options.coordinator {
+        Some(address @ Address::Socket(_)) => address.clone(),
+        _ => Address::default(),
+    };
+    let (address, at) = match options.address() {
+        _ if options.ssh_target().is_some() => (own(), options.address.clone()),
+        Address::Tcp(at) => (own(), Some(at)),
+        address => (address, None),
+    };
+    let request = Request::Attach { job: Some(job.into()), at, ssh: ssh(options)? };
+    let party = Party::Visitor { detach: options.detach_keys.clone().unwrap_or_default().0 };
+    if std::io::stdin().is_terminal() {
+        eprintln!("ulpm_command: attached to {job}");
+    }
+    // What is wrong with the request is said as for all others.
+    let mut client = Client::connect_or_start(&address)?;
+    client.call(&request)?;
+    let mut first = Some(client.into_wire());
+    let connect = || match first.take() {
+        Some(wire) => wire.map_err(|error| (error.to_string(), true)),
+        None => link::connect(&address, &request),
+    };
+    match session::follow(party, Streams::own(), None, connect)? {
+        End::Code(code) => Ok(code),
+        End::Detached => {
+            eprintln!("\nulpm_command: detached from {job}, which goes on");
+            Ok(exit::OK)
+        }
+        End::Signal(signal) => Ok(u8::try_from(128 + signal).unwrap_or(exit::FAILED)),
+        End::Lost(text) => Err(CommandError::Lost(text)),
+        End::Status(_) => Ok(exit::OK),
+    }
+}
+
+fn ask(options: &Options) -> Result<(), CommandError> {
     if let Some(path) = &options.inspect {
         let shown = inspect::inspect(path, options.json)?;
         return print(&shown);
@@ -99,10 +147,11 @@ pub fn run(options: &Options) -> Result<(), CommandError> {
         };
         return print_list(&done, options.json, show_checkpoint);
     }
-    if let Some(target) = &options.migrate {
+    if options.migrate.is_some() || options.home.is_some() {
         let request = Request::Migrate {
-            target: target.clone(),
-            jobs,
+            target: options.migrate.clone(),
+            jobs: options.home.clone().map_or(jobs, |job| vec![job]),
+            stdio: options.stdio,
             keep_images: options.keep_images,
             force: options.force,
             files: options.files.unwrap_or_default(),

@@ -171,18 +171,50 @@ enum Stream {
     Tcp(ulpm_cluster::Stream),
 }
 
+/// A connection that a coordinator passes on to somebody else.
+#[derive(Debug)]
+pub struct Wire(Stream);
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// A connection to a coordinator.
 #[derive(Debug)]
 pub struct Client {
     stream: Stream,
 }
 
-impl AsFd for Client {
+impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.stream {
+        match self {
             Stream::Unix(stream) => stream.as_fd(),
             Stream::Tcp(stream) => stream.as_fd(),
         }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 
@@ -310,6 +342,18 @@ impl Client {
             Stream::Unix(stream) => Some(stream),
             Stream::Tcp(_) => None,
         }
+    }
+
+    /// The connection itself, which does not wait any more.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn into_wire(self) -> io::Result<Wire> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = OFlag::from_bits_retain(fcntl(&self.stream, FcntlArg::F_GETFL)?);
+        fcntl(&self.stream, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Wire(self.stream))
     }
 
     /// Sends a request.

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 /// The first bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"ULPC";
 /// Raised when a message changes.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 12;
 /// The most that a payload may hold.
@@ -189,9 +189,9 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_version_4_are_pinned() {
+    fn the_bytes_of_version_5_are_pinned() {
         let frame = encode(&Request::Outcome { job: JobId(7) }).unwrap();
-        assert_eq!(frame, [b'U', b'L', b'P', b'C', 4, 0, 0, 0, 2, 0, 0, 0, 3, 7]);
+        assert_eq!(frame, [b'U', b'L', b'P', b'C', 5, 0, 0, 0, 2, 0, 0, 0, 3, 7]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod message;
 pub mod place;
 mod raw_path;
+pub mod session;
 
 pub use baseline::Baseline;
 pub use client::{Address, Client, ClientError};

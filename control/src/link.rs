@@ -1,12 +1,18 @@
 //! How whoever waits for a job's root keeps in touch with the coordinator, and with its successors.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::client::{Address, Client, ClientError};
-use crate::message::{JobId, Reply, Request};
+use ulpm_sys::pty::Modes;
+
+use crate::client::{Address, Client, ClientError, Wire};
+use crate::exit;
+use crate::message::{JobId, Reply, Request, Stdio};
+use crate::session::{self, End, Party, Streams};
 
 /// How long one waits before asking for a coordinator again.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long whoever has started the coordinator has to start the next one, with the options that it had.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// The connection that belongs to a job.
 ///
@@ -57,8 +63,8 @@ impl JobLink {
         }
     }
 
-    /// Where the job went, if its root did not just die but was moved.
-    pub fn moved_to(&mut self) -> Option<String> {
+    /// Where the job went, and what became of its standard streams, if its root did not just die but was moved.
+    pub fn moved_to(&mut self) -> Option<(String, Stdio)> {
         for _ in 0..2 {
             let mut client = match self.client.take() {
                 Some(client) => client,
@@ -68,12 +74,39 @@ impl JobLink {
             if let Ok(reply) = answer {
                 self.client = Some(client);
                 return match reply {
-                    Reply::Moved { host } => Some(host),
+                    Reply::Moved { host, stdio } => Some((host, stdio)),
                     _ => None,
                 };
             }
         }
         None
+    }
+
+    /// Connects streams to a job that was moved, until it has ended there: those of whoever has launched it. `modes` is how
+    /// the terminal was before.
+    ///
+    /// # Errors
+    ///
+    /// Why the status is not known, in words.
+    pub fn follow(self, host: &str, streams: Streams, modes: Option<Modes>) -> Result<i32, String> {
+        let (address, job) = (self.address.clone(), self.job);
+        let (sender, status) = std::sync::mpsc::channel();
+        // The other thread must not take any of them: it would be lost.
+        let _ = nix::sys::signal::SigSet::all().thread_block();
+        let mut link = self;
+        let name = host.to_owned();
+        // It ends with this process, if not before.
+        std::thread::spawn(move || sender.send(link.wait_elsewhere(&name)));
+        let connect = || connect(&address, &Request::Streams { job });
+        let party = Party::Owner { modes, host: host.into() };
+        match session::follow(party, streams, Some(&status), connect) {
+            Ok(End::Code(code)) => Ok(status_of(code)),
+            Ok(End::Status(status)) => status,
+            Ok(End::Signal(signal)) => Ok(signal),
+            Ok(End::Lost(text)) => Err(text),
+            Ok(End::Detached) => Ok(0),
+            Err(error) => Err(format!("the streams of the job cannot be followed: {error}")),
+        }
     }
 
     /// Waits until a job that was moved has ended there. Returns its status as from wait(2).
@@ -82,14 +115,22 @@ impl JobLink {
     ///
     /// Why the status is not known, in words.
     pub fn wait_elsewhere(&mut self, host: &str) -> Result<i32, String> {
+        let mut lost = Instant::now();
         loop {
             let answer = match &mut self.client {
-                Some(client) => client.receive(),
-                None => Client::connect_or_start(&self.address).and_then(|mut client| {
-                    let answer = client.call(&Request::Outcome { job: self.job });
-                    self.client = Some(client);
-                    answer
-                }),
+                Some(client) => client.receive().inspect_err(|_| lost = Instant::now()),
+                None => {
+                    let connected = if lost.elapsed() < LEAVE {
+                        Client::connect(&self.address)
+                    } else {
+                        Client::connect_or_start(&self.address)
+                    };
+                    connected.and_then(|mut client| {
+                        let answer = client.call(&Request::Outcome { job: self.job });
+                        self.client = Some(client);
+                        answer
+                    })
+                }
             };
             match answer {
                 Ok(Reply::Finished { status: Some(status), .. }) => return Ok(status),
@@ -107,6 +148,32 @@ impl JobLink {
     }
 }
 
+/// Connects to the keeper of a job's streams. The error says whether there will never be one.
+///
+/// # Errors
+///
+/// Why there is none, in words.
+pub fn connect(address: &Address, request: &Request) -> Result<Wire, (String, bool)> {
+    let failed = |error: ClientError| {
+        // What is not there will not come; what cannot be reached may.
+        let is_final =
+            matches!(&error, ClientError::Refused(refused) if refused.code == exit::NO_INPUT);
+        (crate::chain(&error).join(": "), is_final)
+    };
+    let mut client = Client::connect(address).map_err(failed)?;
+    client.call(request).map_err(failed)?;
+    client.into_wire().map_err(|error| (error.to_string(), true))
+}
+
+/// A status as from wait(2) for an exit code: 128+N for signal N.
+#[must_use]
+pub fn status_of(code: u8) -> i32 {
+    match code.checked_sub(128) {
+        Some(signal @ 1..=64) => i32::from(signal),
+        _ => i32::from(code) << 8,
+    }
+}
+
 /// The exit code that stands for a status as from wait(2): 128+N for signal N.
 #[must_use]
 pub fn exit_code(status: i32) -> u8 {
@@ -120,6 +187,9 @@ mod tests {
 
     #[test]
     fn a_status_becomes_an_exit_code() {
+        for code in [0, 3, 127, 137, 143, 200, 255] {
+            assert_eq!(exit_code(status_of(code)), code);
+        }
         assert_eq!(exit_code(3 << 8), 3);
         assert_eq!(exit_code(15), 143);
         assert_eq!(exit_code(0x80 | 11), 139);

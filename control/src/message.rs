@@ -29,6 +29,17 @@ pub struct Stream {
     pub open: bool,
 }
 
+/// What becomes of a job's standard streams when it moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Stdio {
+    /// They stay connected to the terminal or the pipes with which the job was launched
+    #[default]
+    Follow,
+    /// What the job writes goes to a log, and who wants to type attaches to it
+    Log,
+}
+
 /// How a job wants to be checkpointed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -41,6 +52,9 @@ pub struct Policy {
     pub keep: Option<u32>,
     /// Signal that stops user threads which have no other use for it.
     pub ckpt_signal: u32,
+    /// What becomes of its standard streams when it moves.
+    #[serde(default)]
+    pub stdio: Stdio,
 }
 
 /// Asks for a new job, or to add a tree to one.
@@ -158,8 +172,9 @@ pub enum Request {
     },
     /// [`Reply::Progress`], then [`Reply::Migrated`].
     Migrate {
-        /// `HOST[:PORT]` of the other coordinator, or `ssh://[USER@]HOST[:PORT][/SOCKET]`.
-        target: String,
+        /// `HOST[:PORT]` of the other coordinator, or `ssh://[USER@]HOST[:PORT][/SOCKET]`; none: the host that has
+        /// launched the job.
+        target: Option<String>,
         /// Names or ids; none: the only one.
         jobs: Vec<String>,
         /// Leave the images on the target.
@@ -172,6 +187,8 @@ pub enum Request {
         outside: Outside,
         /// How `ssh://` targets are reached.
         ssh: Ssh,
+        /// What becomes of standard streams, where that is not what was said when the job was launched.
+        stdio: Option<Stdio>,
     },
     /// Sets or ends periodic checkpoints. [`Reply::Done`].
     Interval {
@@ -233,6 +250,26 @@ pub enum Request {
         /// From [`PeerMessage::Accept`].
         token: String,
     },
+    /// From whoever has launched a job that was moved: [`Reply::Done`], and from there on both sides say what is in
+    /// [`session`](crate::session).
+    Streams {
+        /// Which job.
+        job: JobId,
+    },
+    /// The same from the coordinator that a job came from.
+    Session {
+        /// From [`PeerMessage::Accept`].
+        token: String,
+    },
+    /// The same from somebody who looks in.
+    Attach {
+        /// Name or id; none: the only one.
+        job: Option<String>,
+        /// The coordinator that has it, `HOST[:PORT]` or `ssh://[USER@]HOST[:PORT][/SOCKET]`; none: this one.
+        at: Option<String>,
+        /// How `ssh://` is reached.
+        ssh: Ssh,
+    },
 }
 
 /// From a coordinator.
@@ -252,6 +289,8 @@ pub enum Reply {
     Moved {
         /// Where to.
         host: String,
+        /// What becomes of its standard streams.
+        stdio: Stdio,
     },
     /// A moved job has ended.
     Finished {
@@ -607,6 +646,19 @@ pub struct Offer {
     pub revoked: Option<Vec<u8>>,
     /// The port at which the source can be asked for its decision, if there is one.
     pub port: Option<u16>,
+    /// Where the job was launched, if not at the source.
+    pub home: Option<Home>,
+}
+
+/// Where a job was launched that has moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// Name of that host.
+    pub host: String,
+    /// `HOST:PORT` of its coordinator, if that listens.
+    pub address: Option<String>,
+    /// Names the hand-over by which the job left it.
+    pub token: String,
 }
 
 /// Between two coordinators, after [`Request::Offer`].

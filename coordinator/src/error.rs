@@ -23,6 +23,22 @@ pub enum JobError {
         /// What is being done.
         doing: &'static str,
     },
+    /// It is where it was launched.
+    #[error("job {name} was launched here: there is nowhere to bring it home to")]
+    AtHome {
+        /// The job.
+        name: String,
+    },
+    /// Its home cannot be reached from here.
+    #[error(
+        "job {name} was launched on {host}, whose coordinator listens nowhere: move it there with --migrate ssh://{host}, or bring it from there"
+    )]
+    NoWayHome {
+        /// The job.
+        name: String,
+        /// The host.
+        host: String,
+    },
     /// There is no process left, or none yet.
     #[error("job {0} has no process: it has just ended, or has not started yet")]
     Empty(String),
@@ -260,7 +276,8 @@ impl JobError {
             Self::Busy { .. } | Self::Empty(_) | Self::Died { .. } | Self::Gone(_) => {
                 exit::TEMPORARY
             }
-            Self::NoTarget { .. } => exit::NO_HOST,
+            Self::NoTarget { .. } | Self::NoWayHome { .. } => exit::NO_HOST,
+            Self::AtHome { .. } => exit::USAGE,
             Self::Ssh { code, .. } => *code,
             Self::NotOurs { .. } | Self::TargetLost { source: CodecError::Cluster, .. } => {
                 exit::NO_PERMISSION

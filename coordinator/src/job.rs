@@ -91,7 +91,8 @@ pub(crate) enum Command {
         answer: Answer<Checkpointed>,
     },
     Migrate {
-        target: String,
+        /// None: where the job was launched.
+        target: Option<String>,
         manner: Manner,
         progress: mpsc::UnboundedSender<Progress>,
         answer: Answer<Migrated>,
@@ -454,7 +455,7 @@ impl Job {
                 self.end_if_empty();
             }
             Event::Command(Command::Migrate { target, manner, progress, answer }) => {
-                let done = self.migrate(&target, &manner, &progress).await;
+                let done = self.migrate(target.as_deref(), &manner, &progress).await;
                 let _ = answer.send(done);
                 if self.moved {
                     self.over = true;

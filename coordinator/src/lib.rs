@@ -28,6 +28,7 @@ pub mod run;
 pub mod server;
 mod ssh;
 pub mod state;
+mod streams;
 #[cfg(test)]
 mod test_dir;
 mod wire;

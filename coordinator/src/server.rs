@@ -31,6 +31,7 @@ use crate::membership;
 use crate::migrate::{self, Hold, Incoming, Manner};
 use crate::network::{self, Caller, Link, Network};
 use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
+use crate::streams;
 use crate::wire;
 
 /// Logs of ended jobs that are kept.
@@ -210,6 +211,21 @@ impl Shared {
         if let Some(token) = origin {
             self.arrived_finished(&token, finished);
         }
+    }
+
+    /// Whether a job was handed over by that token.
+    pub(crate) fn has_sent(&self, token: &str) -> bool {
+        lock(&self.moved).values().any(|moved| moved.record.token == token)
+    }
+
+    /// The record of a job that was handed over.
+    pub(crate) fn moved_record(&self, id: JobId) -> Option<MovedRecord> {
+        lock(&self.moved).get(&id).map(|moved| moved.record.clone())
+    }
+
+    /// The record of a job that came here, or may come.
+    pub(crate) fn arrived_record(&self, token: &str) -> Option<ArrivedRecord> {
+        lock(&self.arrived).get(token).map(|arrived| arrived.record.clone())
     }
 
     /// Starts to ask the target how a job ended that was handed over to it.
@@ -451,7 +467,7 @@ impl Shared {
     }
 
     /// The jobs that are named; the only one if none is.
-    fn resolve(&self, names: &[String]) -> Result<Vec<Handle>, Refusal> {
+    pub(crate) fn resolve(&self, names: &[String]) -> Result<Vec<Handle>, Refusal> {
         let jobs = lock(&self.jobs);
         let refuse = |code, text: String| Err(Refusal { code, chain: vec![text] });
         if names.is_empty() {
@@ -630,6 +646,7 @@ impl Shared {
             root: None,
             origin: None,
             offered: None,
+            home: None,
         };
         let (handle, opened) = self.create(id, meta, ask.stdio, false, false)?;
         add_launcher(&opened.table, ask)?;
@@ -1013,8 +1030,8 @@ async fn answer(
                 Err(refusal) => Reply::Error(refusal),
             }
         }
-        Request::Migrate { target, jobs, keep_images, force, files, outside, ssh } => {
-            let manner = Manner { ssh, keep_images, force, files, outside };
+        Request::Migrate { target, jobs, keep_images, force, files, outside, ssh, stdio } => {
+            let manner = Manner { ssh, keep_images, force, files, outside, stdio };
             let command = |progress, answer| Command::Migrate {
                 target: target.clone(),
                 manner: manner.clone(),
@@ -1027,7 +1044,7 @@ async fn answer(
             }
         }
         Request::Check { target, jobs, force, files, outside, ssh } => {
-            let manner = Manner { ssh, keep_images: false, force, files, outside };
+            let manner = Manner { ssh, keep_images: false, force, files, outside, stdio: None };
             let command = |progress, answer| Command::Check {
                 target: target.clone(),
                 manner: manner.clone(),
@@ -1079,6 +1096,18 @@ async fn answer(
             }),
         },
         Request::Ask { token } => Reply::Decision(shared.decision(&token)),
+        Request::Streams { job } => match streams::of_moved(shared, job).await {
+            Ok(link) => return streams::pass_on(link, reader, writer).await,
+            Err(refusal) => Reply::Error(refusal),
+        },
+        Request::Session { token } => match streams::of_arrived(shared, &token).await {
+            Ok(link) => return streams::pass_on(link, reader, writer).await,
+            Err(refusal) => Reply::Error(refusal),
+        },
+        Request::Attach { job, at, ssh } => match streams::of_job(shared, job, at, &ssh).await {
+            Ok(link) => return streams::pass_on(link, reader, writer).await,
+            Err(refusal) => Reply::Error(refusal),
+        },
         Request::Offer(_) | Request::Images { .. } | Request::Join { .. } => {
             Reply::Error(Refusal {
                 code: exit::PROTOCOL,
@@ -1112,11 +1141,12 @@ async fn outcome(
 ) -> Result<(), CodecError> {
     let moved = lock(&shared.moved)
         .get(&id)
-        .map(|moved| (moved.record.target.clone(), moved.finished.subscribe()));
-    let Some((host, mut waiting)) = moved else {
+        .map(|moved| (moved.record.clone(), moved.finished.subscribe()));
+    let Some((record, mut waiting)) = moved else {
         return wire::write(writer, &Reply::Ended).await;
     };
-    wire::write(writer, &Reply::Moved { host }).await?;
+    let MovedRecord { target: host, stdio, .. } = record;
+    wire::write(writer, &Reply::Moved { host, stdio }).await?;
     let done = waiting.wait_for(Option::is_some).await.map(|done| done.clone()).ok().flatten();
     let done = done.unwrap_or_default();
     wire::write(writer, &Reply::Finished { status: done.status, text: done.text }).await
@@ -1186,6 +1216,7 @@ async fn output(
     follow: bool,
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> Result<Reply, CodecError> {
+    use std::os::unix::fs::MetadataExt as _;
     use tokio::io::AsyncSeekExt;
     let path = shared.state.output(id);
     let mut file = match tokio::fs::File::open(&path).await {
@@ -1200,21 +1231,47 @@ async fn output(
             }));
         }
     };
-    file.seek(io::SeekFrom::Start(offset)).await?;
     let mut buffer = vec![0; 64 * 1024];
+    let mut skip = offset;
+    // The keeper begins another log when one has become too long.
+    if let Ok(mut older) = tokio::fs::File::open(shared.state.older_output(id)).await {
+        let len = older.metadata().await?.len();
+        older.seek(io::SeekFrom::Start(skip.min(len))).await?;
+        skip = skip.saturating_sub(len);
+        send_rest(&mut older, &mut buffer, writer).await?;
+    }
+    file.seek(io::SeekFrom::Start(skip)).await?;
     loop {
         let living = shared.job(id).is_some();
-        loop {
-            let len = file.read(&mut buffer).await?;
-            if len == 0 {
-                break;
-            }
-            wire::write(writer, &Reply::Output(buffer[..len].to_vec())).await?;
+        send_rest(&mut file, &mut buffer, writer).await?;
+        let is_same = |now: &std::fs::Metadata, then: &std::fs::Metadata| now.ino() == then.ino();
+        if let Ok(now) = tokio::fs::metadata(&path).await
+            && !is_same(&now, &file.metadata().await?)
+        {
+            // What came to the last one since it was read is still in it.
+            send_rest(&mut file, &mut buffer, writer).await?;
+            file = tokio::fs::File::open(&path).await?;
+            continue;
         }
         if !follow || !living {
             return Ok(Reply::Done);
         }
         tokio::time::sleep(FOLLOW).await;
+    }
+}
+
+/// Sends what is left of a log.
+async fn send_rest(
+    file: &mut tokio::fs::File,
+    buffer: &mut [u8],
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CodecError> {
+    loop {
+        let len = file.read(buffer).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        wire::write(writer, &Reply::Output(buffer[..len].to_vec())).await?;
     }
 }
 
@@ -1254,6 +1311,7 @@ async fn restart(
             root: Some(ask.root),
             origin: hold.as_ref().map(|(token, _)| token.clone()),
             offered: None,
+            home: hold.as_ref().and_then(|(_, hold)| hold.home.clone()),
         };
         shared.create(id, meta, ask.stdio, true, hold.is_some())
     });

@@ -6,7 +6,8 @@
 //!  coordinator.log  with --daemon
 //!  jobs/ID.table    the job table, mapped by every member
 //!  jobs/ID.json     what else is to be known of the job
-//!  jobs/ID.out      output of a job that came by migration
+//!  jobs/ID.out      output of a job that came by migration; jobs/ID.out.1 is what was before it
+//!  jobs/ID.sock     where whoever has the terminal of such a job connects
 //!  moved/ID.json    a job that went elsewhere; written before COMMIT is sent, so this is the log of
 //!                   hand-overs: what stands here never runs here again
 //!  arrived/TOKEN.json  a job that came from elsewhere; written before PREPARED is said, and again before it
@@ -22,7 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ulpm_control::JobId;
-use ulpm_control::message::{Files, Outside, Policy, Ssh};
+use ulpm_control::message::{Files, Home, Outside, Policy, Ssh, Stdio};
 
 /// Why a coordinator cannot have its state directory.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,9 @@ pub struct JobMeta {
     /// Token of the last hand-over that was begun here.
     #[serde(default)]
     pub offered: Option<String>,
+    /// Where it was launched, if that is another host.
+    #[serde(default)]
+    pub home: Option<Home>,
 }
 
 /// A job that went elsewhere.
@@ -88,6 +92,9 @@ pub struct MovedRecord {
     pub image: String,
     /// Token of the hand-over by which it had come.
     pub origin: Option<String>,
+    /// What became of its standard streams.
+    #[serde(default)]
+    pub stdio: Stdio,
     /// How it ended, once it has.
     pub finished: Option<Finished>,
 }
@@ -115,6 +122,12 @@ pub struct ArrivedRecord {
     /// `HOST:PORT` where the source can be asked for its decision, if it listens.
     #[serde(default)]
     pub source: Option<String>,
+    /// What becomes of its standard streams.
+    #[serde(default)]
+    pub stdio: Stdio,
+    /// Where it was launched, if that is not here.
+    #[serde(default)]
+    pub home: Option<Home>,
     /// How far it has come.
     #[serde(default)]
     pub stage: Stage,
@@ -229,6 +242,18 @@ impl StateDir {
         self.path.join(format!("jobs/{id}.out"))
     }
 
+    /// Path of what a job's log was before it became too long.
+    #[must_use]
+    pub fn older_output(&self, id: JobId) -> PathBuf {
+        self.path.join(format!("jobs/{id}.out.1"))
+    }
+
+    /// Path of the socket at which the streams of a job that came by migration are kept.
+    #[must_use]
+    pub fn session(&self, id: JobId) -> PathBuf {
+        self.path.join(format!("jobs/{id}.sock"))
+    }
+
     /// Path of a job's record.
     #[must_use]
     pub fn meta(&self, id: JobId) -> PathBuf {
@@ -280,6 +305,7 @@ impl StateDir {
         ended.truncate(ended.len().saturating_sub(keep));
         for id in ended {
             let _ = fs::remove_file(self.output(id));
+            let _ = fs::remove_file(self.older_output(id));
         }
     }
 }

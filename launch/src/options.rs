@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
+use ulpm_control::message::Stdio;
 use ulpm_control::{Address, Baseline, place};
 
 const AFTER: &str =
@@ -53,6 +54,10 @@ pub struct Options {
     /// ask the processor themselves, such as Java, node and libgmp, are not bound by it
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub cpu_baseline: Option<Baseline>,
+
+    /// What becomes of the program's terminal or pipes when it moves to another host
+    #[arg(long, value_name = "HOW", value_enum, default_value_t, overrides_with = "stdio")]
+    pub stdio: Stdio,
 
     /// Signal that stops threads, where the program has no use for it
     #[arg(long, value_name = "SIG", default_value = "USR2", value_parser = parse_signal)]

@@ -140,10 +140,10 @@ pub(crate) fn stream(fd: c_int) -> Option<(u64, u64)> {
 }
 
 /// The terminal of this process, if it has one, and how it is set.
-pub(crate) fn terminal() -> Option<(std::fs::File, nix::sys::termios::Termios)> {
+pub(crate) fn terminal() -> Option<(std::fs::File, ulpm_sys::pty::Modes)> {
     let tty = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty").ok()?;
-    let termios = nix::sys::termios::tcgetattr(&tty).ok()?;
-    Some((tty, termios))
+    let modes = ulpm_sys::pty::modes(std::os::fd::AsRawFd::as_raw_fd(&tty)).ok()?;
+    Some((tty, modes))
 }
 
 /// Sends a signal that has no name, a real-time one.

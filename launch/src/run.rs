@@ -2,20 +2,22 @@
 
 use std::ffi::{CString, OsString};
 use std::io::{self, IsTerminal};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, tcsetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, getsid};
 use ulpm_control::client::ClientError;
 use ulpm_control::link::exit_code;
-use ulpm_control::message::{JobOpened, OpenJob, Policy, Stream};
+use ulpm_control::message::{JobOpened, OpenJob, Policy, Stdio, Stream};
+use ulpm_control::session::Streams;
 use ulpm_control::{Client, JobLink, Reply, Request, exit, place};
 use ulpm_protocol::table::{ENV_PLUGINS, ENV_TABLE};
+use ulpm_sys::pty::{self, Modes};
 
 use crate::check::{self, CheckError, Program};
 use crate::options::Options;
@@ -132,9 +134,14 @@ pub fn run(options: &Options) -> Result<u8, LaunchError> {
     let status = wait(child, &signals)?;
     if matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)) {
         let moved = link.moved_to();
+        if let Some((host, Stdio::Follow)) = &moved {
+            let modes = terminal.map(|(_, modes)| modes);
+            let followed = link.follow(host, Streams::own(), modes);
+            return followed.map(exit_code).map_err(LaunchError::Lost);
+        }
         put_terminal_right(terminal);
-        if let Some(host) = moved {
-            // Nothing is to be passed on any more: ^C ends this process, and the job goes on.
+        if let Some((host, _)) = moved {
+            // Nothing is to be passed on any more: ^C here ends this process, and the job goes on.
             let _ = mask.thread_set_mask();
             drop(signals);
             if io::stderr().is_terminal() {
@@ -168,6 +175,7 @@ fn open_job(options: &Options) -> Result<OpenJob, LaunchError> {
             interval: options.interval,
             keep: options.keep,
             ckpt_signal: options.ckpt_signal,
+            stdio: options.stdio,
         },
         join: options.join.clone(),
         stdio: [stream(0), stream(1), stream(2)],
@@ -269,11 +277,11 @@ fn wait(child: Pid, signals: &SignalFd) -> Result<WaitStatus, LaunchError> {
     }
 }
 
-fn put_terminal_right(terminal: Option<(std::fs::File, Termios)>) {
-    let Some((tty, termios)) = terminal else { return };
+fn put_terminal_right(terminal: Option<(std::fs::File, Modes)>) {
+    let Some((tty, modes)) = terminal else { return };
     // We may be in the background now, for whoever took the foreground is gone; SIGTTOU is blocked.
     let _ = nix::unistd::tcsetpgrp(&tty, nix::unistd::getpgrp());
-    let _ = tcsetattr(&tty, SetArg::TCSADRAIN, &termios);
+    let _ = pty::set_modes(tty.as_raw_fd(), &modes);
 }
 
 fn raw(status: WaitStatus) -> i32 {

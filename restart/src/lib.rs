@@ -20,6 +20,7 @@ pub mod path_map;
 pub mod plan;
 mod plugins;
 pub mod run;
+pub mod session;
 pub mod terminal;
 pub mod tree;
 pub mod vdso;

@@ -4,9 +4,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use ulpm_control::exit;
-use ulpm_restart::{options::Options, run};
+use ulpm_restart::{options::Options, run, session};
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == session::KEEPER) {
+        return session::keep();
+    }
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) => {

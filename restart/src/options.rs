@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ulpm_control::message::{Files, Outside};
+use ulpm_control::message::{Files, Outside, Stdio};
 use ulpm_control::{Address, place};
 
 use crate::path_map::Mapping;
@@ -72,6 +72,15 @@ pub struct Options {
     /// The job waits for the commit of this hand-over
     #[arg(long, value_name = "TOKEN", hide = true)]
     pub hold: Option<String>,
+
+    /// With --hold: where whoever has the job's terminal connects
+    #[arg(long, value_name = "PATH", hide = true, requires = "hold")]
+    pub session: Option<PathBuf>,
+
+    /// What becomes of the job's standard streams when it moves on: `follow` connects them from there on to ours, `log`
+    /// leaves them to the log that is kept there
+    #[arg(long, value_name = "HOW", value_enum, default_value_t, overrides_with = "stdio")]
+    pub stdio: Stdio,
 
     /// A checkpoint's directory, or all image files of one
     #[arg(value_name = "CHECKPOINT_DIR|IMAGE", required = true)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -12,9 +12,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
-use nix::sys::stat::fstat;
 use ulpm_control::link::{JobLink, exit_code};
-use ulpm_control::message::{Outside, Policy, Restart, Stream};
+use ulpm_control::message::{Outside, Policy, Restart, Stdio, Stream};
+use ulpm_control::session::Streams;
 use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, host, place};
 use ulpm_protocol::table::{Handover, SlotState, Table};
 use ulpm_restorer::{FAILURE_LEN, Failure};
@@ -30,6 +30,7 @@ use crate::objects::{self, Circumstances, Objects};
 use crate::options::Options;
 use crate::path_map::PathMap;
 use crate::plugins;
+use crate::session::Session;
 use crate::terminal::{self, Given};
 use crate::tree::{Forked, Tree, open_table};
 
@@ -66,10 +67,15 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         check_processor(&checkpoint)?;
     }
     plugins::check(&checkpoint.images)?;
+    let follow = options.stdio == Stdio::Follow;
+    let session = options.session.as_deref().filter(|_| options.hold.is_some());
+    let mut session =
+        session.map(|path| Session::begin(&checkpoint.images, path, follow)).transpose()?;
     let circumstances = Circumstances {
         outside: options.outside_sockets,
         hold: options.hold.is_some(),
         check: options.check,
+        streams: session.as_ref().map_or([0, 1, 2], Session::streams),
     };
     let mut files = Files::look(&checkpoint.images, &paths, options.files, options.check)?;
     let mut objects = Objects::create(&checkpoint.images, &paths, circumstances)?;
@@ -84,7 +90,11 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     }
     let address = options.coordinator.clone().unwrap_or_else(|| Address::Socket(place::socket()));
     let mut client = Client::connect_or_start(&address)?;
-    let opened = match client.call(&Request::Restart(request(&checkpoint, options)))? {
+    let opened = match client.call(&Request::Restart(request(
+        &checkpoint,
+        options,
+        circumstances.streams,
+    )))? {
         Reply::JobOpened(opened) => opened,
         other => return Err(ClientError::Unexpected(format!("{other:?}")).into()),
     };
@@ -166,6 +176,9 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
             return Err(error);
         }
     };
+    if let Some(session) = &mut session {
+        session.goes_on();
+    }
     ipc.keep();
     files.keep();
     objects.names.forget();
@@ -186,9 +199,18 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     }
     // SIGKILL also ends a job here that goes on elsewhere.
     if status == libc::SIGKILL
-        && let Some(host) = link.moved_to()
+        && let Some((host, stdio)) = link.moved_to()
     {
-        status = link.wait_elsewhere(&host).map_err(RestartError::Elsewhere)?;
+        status = if stdio == Stdio::Follow {
+            // What waits in our streams is the job's, and goes to it first.
+            let streams = session
+                .map_or_else(Streams::own, |session| Streams(session.into_streams().map(Some)));
+            link.follow(&host, streams, given.map(|given| given.modes()))
+        } else {
+            link.wait_elsewhere(&host)
+        }
+        .map_err(RestartError::Elsewhere)?;
+        return Ok(exit_code(status));
     }
     link.exited(status);
     Ok(exit_code(status))
@@ -234,6 +256,7 @@ fn read_dir(dir: &Path, options: &Options) -> Result<Checkpoint, RestartError> {
             interval: manifest.interval,
             keep: manifest.keep,
             ckpt_signal: manifest.ckpt_signal,
+            stdio: options.stdio,
         },
         cpu: manifest.cpu,
     })
@@ -267,6 +290,7 @@ fn read_files(files: &[PathBuf], options: &Options) -> Result<Checkpoint, Restar
             interval: None,
             keep: None,
             ckpt_signal: libc::SIGUSR2.cast_unsigned(),
+            stdio: options.stdio,
         },
         cpu: Vec::new(),
     })
@@ -380,7 +404,7 @@ fn available_memory() -> Option<u64> {
     Some((kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) << 10)
 }
 
-fn request(checkpoint: &Checkpoint, options: &Options) -> Restart {
+fn request(checkpoint: &Checkpoint, options: &Options, streams: [RawFd; 3]) -> Restart {
     Restart {
         name: checkpoint.name.clone(),
         argv: checkpoint.argv.clone(),
@@ -389,15 +413,15 @@ fn request(checkpoint: &Checkpoint, options: &Options) -> Restart {
         policy: checkpoint.policy.clone(),
         members: checkpoint.images.iter().map(ImageFile::pid).collect(),
         root: checkpoint.root,
-        stdio: [stream(std::io::stdin()), stream(std::io::stdout()), stream(std::io::stderr())],
+        stdio: streams.map(stream),
         hold_token: options.hold.clone(),
     }
 }
 
-fn stream(fd: impl std::os::fd::AsFd) -> Stream {
-    fstat(fd).map_or(Stream::default(), |status| Stream {
-        dev: status.st_dev,
-        ino: status.st_ino,
+fn stream(fd: RawFd) -> Stream {
+    ulpm_sys::fstat(fd).map_or(Stream::default(), |status| Stream {
+        dev: status.dev,
+        ino: status.ino,
         open: true,
     })
 }
@@ -515,7 +539,7 @@ fn forward_signals(root: Option<Forked>) {
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
         install(signal, SigHandler::SigIgn);
     }
-    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
         install(signal, SigHandler::Handler(forward));
     }
 }

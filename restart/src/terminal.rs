@@ -30,6 +30,12 @@ impl Given {
         (pty::foreground(tty.as_raw_fd()) == own).then_some(Self { tty, modes })
     }
 
+    /// The modes that it had before.
+    #[must_use]
+    pub fn modes(&self) -> Modes {
+        self.modes
+    }
+
     /// Sets the modes that a program of the job had set. SIGTTOU is blocked, here and below.
     pub fn take_over(&self, saved: &Terminal) {
         // A terminal that refuses is as good as none.

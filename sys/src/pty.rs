@@ -132,6 +132,21 @@ impl Modes {
         })
     }
 
+    /// The same as cfmakeraw(3) makes of them: every byte goes through as it is, one by one.
+    #[must_use]
+    pub const fn raw(mut self) -> Self {
+        // From include/uapi/asm-generic/termbits.h, as termios(3) lists them: IGNBRK, BRKINT, PARMRK, ISTRIP, INLCR,
+        // IGNCR, ICRNL, IXON; OPOST; CSIZE, PARENB, and CS8 instead; ISIG, ICANON, ECHO, ECHONL, IEXTEN.
+        self.flags[0] &= !(0o1 | 0o2 | 0o10 | 0o40 | 0o100 | 0o200 | 0o400 | bit::IXON);
+        self.flags[1] &= !0o1;
+        self.flags[2] = self.flags[2] & !(0o60 | 0o400) | 0o60;
+        self.flags[3] &= !(0o1 | bit::ICANON | 0o10 | 0o100 | bit::IEXTEN);
+        // VTIME and VMIN.
+        self.characters[5 + 1] = 0;
+        self.characters[6 + 1] = 1;
+        self
+    }
+
     /// With an input mode on or off.
     const fn with(mut self, mode: u32, on: bool) -> Self {
         self.flags[0] = if on { self.flags[0] | mode } else { self.flags[0] & !mode };

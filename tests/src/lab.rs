@@ -334,6 +334,8 @@ impl Lab {
         let name = format!("{}-{number}", program.name);
         let mut command = self.hosts[host].tool("ulpm_launch");
         command.arg("-d").arg(self.images()).args(["--name", &name]);
+        // Most tests look at what was written where.
+        command.args(["--stdio", "log"]);
         command.args(&program.options).arg("--").args(program.resolved()?);
         self.start(program, host, command, &name, dir)
     }
@@ -426,7 +428,7 @@ impl Lab {
         options: &[&str],
     ) -> Result<Guest<'lab>> {
         let mut command = self.hosts[host].tool("ulpm_restart");
-        command.args(options).arg(checkpoint).process_group(0);
+        command.args(["--stdio", "log"]).args(options).arg(checkpoint).process_group(0);
         self.guest(host, command, guest.name.clone(), guest.dir.clone(), guest.limit.clone(), true)
     }
 

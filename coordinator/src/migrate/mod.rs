@@ -132,6 +132,13 @@ impl Peer {
     }
 }
 
+/// The same for a plain answer.
+pub(crate) async fn within_answer<T>(
+    future: impl Future<Output = Result<T, CodecError>>,
+) -> Result<T, CodecError> {
+    within(hurried(ANSWER_TIMEOUT), future).await
+}
+
 async fn within<T>(
     timeout: Duration,
     future: impl Future<Output = Result<T, CodecError>>,

@@ -16,8 +16,8 @@ use ulpm_control::codec::{self, CodecError};
 use ulpm_control::host;
 use ulpm_control::manifest::Manifest;
 use ulpm_control::message::{
-    Checked, Files, Finding, JobId, Migrated, Needed, Offer, Outside, PeerMessage, Progress, Reply,
-    Request, Ssh, Verdict,
+    Checked, Files, Finding, Home, JobId, Migrated, Needed, Offer, Outside, PeerMessage, Policy,
+    Progress, Reply, Request, Ssh, Stdio, Verdict,
 };
 use ulpm_protocol::handover::{Message, Source, SourceAction, SourceEvent};
 use ulpm_protocol::manager::{
@@ -187,6 +187,8 @@ pub(crate) struct Manner {
     pub(crate) files: Files,
     /// What becomes of sockets that are connected to programs outside the job.
     pub(crate) outside: Outside,
+    /// What becomes of standard streams, where that is not what was said before.
+    pub(crate) stdio: Option<Stdio>,
 }
 
 /// A hand-over that is going on, with what its actions need and find.
@@ -302,11 +304,13 @@ impl Job {
     /// The job goes on here, unless `self.moved` is set.
     pub(crate) async fn migrate(
         &mut self,
-        target: &str,
+        target: Option<&str>,
         manner: &Manner,
         progress: &mpsc::UnboundedSender<Progress>,
     ) -> Result<Migrated, JobError> {
         self.free_to_act()?;
+        let home = target.is_none().then(|| self.home()).transpose()?;
+        let target = target.or(home.as_deref()).unwrap_or_default();
         self.set_doing("migrating");
         let mut patience = Patience::new();
         let done = loop {
@@ -342,6 +346,18 @@ impl Job {
         self.set_doing("running");
         self.last.clear();
         done
+    }
+
+    /// Where the job was launched.
+    fn home(&self) -> Result<String, JobError> {
+        let name = self.meta.name.clone();
+        match &self.meta.home {
+            None => Err(JobError::AtHome { name }),
+            Some(Home { address: Some(address), .. }) => Ok(address.clone()),
+            Some(Home { host, address: None, .. }) => {
+                Err(JobError::NoWayHome { name, host: host.clone() })
+            }
+        }
     }
 
     async fn hand_over(&mut self, leaving: &mut Leaving<'_>) -> Result<Migrated, JobError> {
@@ -538,6 +554,7 @@ impl Job {
             token: leaving.token.clone(),
             image: format!("{} on {}", leaving.image, leaving.target),
             origin: self.meta.origin.clone(),
+            stdio: leaving.manner.stdio.unwrap_or(self.meta.policy.stdio),
             finished: None,
         }
     }
@@ -701,7 +718,10 @@ impl Job {
             uid: nix::unistd::geteuid().as_raw(),
             groups: process::groups(members.iter().map(|stat| stat.pid)),
             name: self.meta.name.clone(),
-            policy: self.meta.policy.clone(),
+            policy: Policy {
+                stdio: manner.stdio.unwrap_or(self.meta.policy.stdio),
+                ..self.meta.policy.clone()
+            },
             processes: u32::try_from(members.len()).unwrap_or(u32::MAX),
             bytes,
             threads,
@@ -714,6 +734,7 @@ impl Job {
             outside: manner.outside,
             revoked: self.shared.network.revoked(),
             port: self.shared.port(),
+            home: self.meta.home.clone(),
         };
         (offer, findings)
     }

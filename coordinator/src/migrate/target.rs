@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
-use ulpm_control::message::{Files, Finding, JobId, Offer, Outside, PeerMessage, Request};
+use ulpm_control::message::{
+    Files, Finding, Home, JobId, Offer, Outside, PeerMessage, Request, Stdio,
+};
 use ulpm_control::{exit, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
 
@@ -149,6 +150,7 @@ impl Incoming {
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) id: JobId,
+    pub(crate) home: Option<Home>,
     pub(crate) ready: oneshot::Sender<()>,
 }
 
@@ -237,6 +239,9 @@ struct Arriving {
     files_how: Files,
     outside: Outside,
     keep_images: bool,
+    stdio: Stdio,
+    /// Where it was launched, if that is not here.
+    home: Option<Home>,
     ckpt_dir: PathBuf,
     peer: Option<Peer>,
     /// What comes, until it is complete.
@@ -308,6 +313,15 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         most: shared.limits.most(&shared.usage(&guests)),
     };
     shared.incoming().insert(token.clone(), incoming);
+    let source = source.map(|source| source.to_string());
+    let home = match offer.home {
+        // It is here again.
+        Some(home) if shared.has_sent(&home.token) => None,
+        Some(home) => Some(home),
+        None => {
+            Some(Home { host: offer.host.clone(), address: source.clone(), token: token.clone() })
+        }
+    };
     let arriving = Arriving {
         shared: Arc::clone(shared),
         token,
@@ -316,6 +330,8 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         files_how: offer.files,
         outside: offer.outside,
         keep_images: offer.keep_images,
+        stdio: offer.policy.stdio,
+        home,
         ckpt_dir,
         peer: Some(peer),
         coming: Some(Coming { partial, images, bytes }),
@@ -325,7 +341,7 @@ pub(crate) async fn receive(shared: &Arc<Shared>, link: Link, offer: Offer) {
         id: JobId(0),
         is_kept: false,
         is_decided: false,
-        source: source.map(|source| source.to_string()),
+        source,
         decided: None,
         findings,
         why: None,
@@ -411,6 +427,8 @@ impl Arriving {
             files_how: record.files,
             outside: record.outside,
             keep_images: record.keep_images,
+            stdio: record.stdio,
+            home: record.home.clone(),
             ckpt_dir: ckpt_dir.to_owned(),
             peer: None,
             coming: None,
@@ -629,6 +647,8 @@ impl Arriving {
                     files: self.files_how,
                     outside: self.outside,
                     source: self.source.clone(),
+                    stdio: self.stdio,
+                    home: self.home.clone(),
                     stage: Stage::Prepared,
                     finished: None,
                 };
@@ -704,6 +724,7 @@ impl Arriving {
                 if self.image != Path::new("") {
                     self.remove_image();
                     let _ = std::fs::remove_file(self.shared.state.output(self.id));
+                    let _ = std::fs::remove_file(self.shared.state.session(self.id));
                 }
                 None
             }
@@ -792,7 +813,7 @@ impl Arriving {
     /// Starts `ulpm_restart`, and waits until every process waits for its thaw.
     async fn restart(&mut self) -> Result<(), TargetEvent> {
         let (ready, is_ready) = oneshot::channel();
-        self.shared.expect_hold(&self.token, Hold { id: self.id, ready });
+        self.shared.expect_hold(&self.token, Hold { id: self.id, home: self.home.clone(), ready });
         let output = self.shared.state.output(self.id);
         let mut child = match self.spawn_restart(&output) {
             Ok(child) => child,
@@ -860,13 +881,16 @@ impl Arriving {
             .arg(word(&self.files_how))
             .arg("--outside-sockets")
             .arg(word(&self.outside))
+            .arg("--stdio")
+            .arg(word(&self.stdio))
+            .arg("--session")
+            .arg(self.shared.state.session(self.id))
             .arg("-d")
             .arg(&self.ckpt_dir)
             .arg(&self.image)
-            .stdin(Stdio::null())
+            .stdin(std::process::Stdio::null())
             .stdout(log)
             .stderr(log2)
-            .process_group(0)
             .env_remove("LD_PRELOAD")
             .env_remove("ULPM_JOB")
             .spawn()

@@ -219,9 +219,12 @@ pub(super) fn open_own(options: &OpenOptions, path: &Path) -> io::Result<File> {
     opened
 }
 
-/// One of our own standard streams; /dev/null for one that is closed.
-pub(super) fn stream(description: &Description) -> Result<OwnedFd, RestartError> {
-    let fd = RawFd::try_from(description.inode).unwrap_or(0).min(2);
+/// One of the standard streams that we have for the job; /dev/null for one that is closed.
+pub(super) fn stream(
+    description: &Description,
+    streams: [RawFd; 3],
+) -> Result<OwnedFd, RestartError> {
+    let fd = streams[usize::try_from(description.inode).unwrap_or(0).min(2)];
     let waits = description.flags.cast_signed() & libc::O_NONBLOCK == 0;
     if !waits && let Some(opened) = without_waiting(fd, description) {
         return Ok(opened);

@@ -36,6 +36,7 @@ use crate::path_map::PathMap;
 use queue::{OwnQueues, Queues};
 use socket::Sockets;
 pub use socket::{Circumstances, Names};
+pub(crate) use terminal::{open_master, open_slave};
 
 /// Flags that say how a file was opened, and must not take effect when it is opened again.
 const NOT_AGAIN: libc::c_int = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW;
@@ -467,7 +468,7 @@ impl Builder<'_> {
                     // The launcher's may be gone, and its name be one of the job's own by now.
                     description_kind::STREAM => match terminals.own(description)? {
                         Some(slave) => slave,
-                        None => file::stream(description)?,
+                        None => file::stream(description, circumstances.streams)?,
                     },
                     description_kind::DELETED => self.deleted(description)?,
                     description_kind::QUEUE => self.queues.description(description)?,

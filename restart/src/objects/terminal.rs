@@ -184,7 +184,7 @@ fn open_masters(mut wanted: BTreeSet<u32>) -> Result<HashMap<u32, OwnedFd>, Rest
     Ok(found)
 }
 
-fn open_master() -> Result<(u32, OwnedFd), RestartError> {
+pub(crate) fn open_master() -> Result<(u32, OwnedFd), RestartError> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: the path is NUL-terminated.
     let fd = unsafe { libc::open(c"/dev/ptmx".as_ptr(), flags) };
@@ -199,7 +199,7 @@ fn open_master() -> Result<(u32, OwnedFd), RestartError> {
 
 /// `flags` hold `O_CLOEXEC` if the description is to have it: other than open(2), this call leaves it there too, and
 /// F_GETFL shows it.
-fn open_slave(master: RawFd, flags: libc::c_int) -> Result<OwnedFd, RestartError> {
+pub(crate) fn open_slave(master: RawFd, flags: libc::c_int) -> Result<OwnedFd, RestartError> {
     let fd = pty::open_slave(master, flags).map_err(|errno| failed("open a terminal", errno))?;
     // SAFETY: the descriptor was just opened and is nobody else's.
     let slave = unsafe { OwnedFd::from_raw_fd(fd) };

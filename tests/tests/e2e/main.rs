@@ -25,6 +25,7 @@ mod processes;
 mod programs;
 mod refusals;
 mod servers;
+mod session;
 mod ssh;
 mod storms;
 mod terminal;

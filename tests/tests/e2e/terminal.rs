@@ -9,7 +9,12 @@ whole_life! {
 }
 
 /// Starts `line` on a terminal of its own.
-fn on_terminal<'lab>(lab: &'lab Lab, host: usize, name: &str, line: &str) -> Result<Guest<'lab>> {
+pub(crate) fn on_terminal<'lab>(
+    lab: &'lab Lab,
+    host: usize,
+    name: &str,
+    line: &str,
+) -> Result<Guest<'lab>> {
     // A shell cannot trap what it finds ignored, as it is in a background job of another shell.
     let mut command = lab.hosts[host].command("env");
     command.args(["--default-signal=INT,QUIT", "script"]);
@@ -19,7 +24,7 @@ fn on_terminal<'lab>(lab: &'lab Lab, host: usize, name: &str, line: &str) -> Res
 
 const SHELL: &str = "stty -echo; test -t 0 && test -t 1 && echo on a terminal; while read -r line; do echo got $line; test $line = end && exit 6; done";
 
-fn launch_line(lab: &Lab, name: &str, program: &str) -> String {
+pub(crate) fn launch_line(lab: &Lab, name: &str, program: &str) -> String {
     let (launch, images) = (lab.bin.join("ulpm_launch"), lab.images());
     format!("{} -d {} --name {name} -- sh -c '{program}'", launch.display(), images.display())
 }
@@ -30,7 +35,7 @@ fn exec(line: &str) -> String {
 }
 
 /// Waits for text in what the terminal shows, where lines end in carriage return and line feed.
-fn shows(guest: &Guest<'_>, text: &str) -> Result {
+pub(crate) fn shows(guest: &Guest<'_>, text: &str) -> Result {
     ulpm_tests::until(format!("{text:?} on the terminal"), ulpm_tests::DEADLINE, || {
         Ok(guest.output().contains(text).then_some(()))
     })

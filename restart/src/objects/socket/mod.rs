@@ -33,6 +33,8 @@ pub struct Circumstances {
     pub hold: bool,
     /// It is only looked whether the job can be restarted.
     pub check: bool,
+    /// What the job gets as its launcher's standard streams.
+    pub streams: [RawFd; 3],
 }
 
 /// All sockets of a job, by inode.
