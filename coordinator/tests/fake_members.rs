@@ -23,7 +23,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use ulpm_control::manifest::ProcessEntry;
 use ulpm_control::message::{
-    Checkpointed, Files, JobOpened, Migrated, Offer, OpenJob, Outside, PeerMessage, Policy,
+    self, Checkpointed, Files, JobOpened, Migrated, Offer, OpenJob, Outside, PeerMessage, Policy,
     Restart, Ssh, Status, Stream,
 };
 use ulpm_control::{Address, Client, JobId, Manifest, Reply, Request, codec, exit};
@@ -112,7 +112,13 @@ impl Lab {
     }
 
     fn policy(&self) -> Policy {
-        Policy { ckpt_dir: self.ckpt_dir(), interval: None, keep: None, ckpt_signal: 12 }
+        Policy {
+            ckpt_dir: self.ckpt_dir(),
+            interval: None,
+            keep: None,
+            ckpt_signal: 12,
+            stdio: message::Stdio::Follow,
+        }
     }
 
     /// Names of what lies in a job's checkpoint directory.
@@ -363,13 +369,14 @@ fn migrate(address: &Address, target: &str) -> Result<Migrated, ulpm_control::Cl
     let mut client = Client::connect(address).unwrap();
     let (target, jobs) = (target.to_owned(), Vec::new());
     client.send(&Request::Migrate {
-        target,
+        target: Some(target),
         jobs,
         keep_images: false,
         force: false,
         files: Files::Continue,
         outside: Outside::Reset,
         ssh: Ssh::default(),
+        stdio: None,
     })?;
     loop {
         match client.receive()? {
@@ -609,7 +616,7 @@ fn a_job_moves_there_and_back_and_its_status_comes_home() {
     assert!(members.iter().all(|member| !member.lives()));
     assert_eq!(
         launcher.call(&Request::Outcome { job: job.job }).unwrap(),
-        Reply::Moved { host: b_listens }
+        Reply::Moved { host: b_listens, stdio: message::Stdio::Follow }
     );
     let there = status(&b);
     assert_eq!((there.jobs[0].id, there.jobs[0].processes.len()), (done.target_id, 3));
@@ -730,6 +737,7 @@ fn offer(lab: &Lab, cpu: Vec<String>) -> Offer {
         outside: Outside::Reset,
         revoked: None,
         port: None,
+        home: None,
     }
 }
 
@@ -909,6 +917,7 @@ fn fake_restart() {
             interval: manifest.interval,
             keep: manifest.keep,
             ckpt_signal: manifest.ckpt_signal,
+            stdio: message::Stdio::Follow,
         },
         members: manifest.processes.iter().map(|process| process.virt).collect(),
         root: manifest.root,

@@ -433,7 +433,7 @@ impl<S: Read + Write + AsFd> Client<'_, S> {
             link.pull()?;
         }
         while let Some(link) = &mut self.link
-            && let Some(message) = link.next::<FromJob>()?
+            && let Some(message) = link.take::<FromJob>()?
         {
             self.heard(message)?;
         }

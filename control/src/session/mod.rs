@@ -197,7 +197,7 @@ impl<S: Read + Write> Frames<S> {
     /// # Errors
     ///
     /// [`CodecError`]: the connection is of no further use.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
         let Some((header, rest)) = self.input.split_first_chunk::<HEADER_LEN>() else {
             return Ok(None);
         };
@@ -283,7 +283,7 @@ mod tests {
         while next < 40 {
             near.flush().unwrap();
             far.pull().unwrap();
-            while let Some(message) = far.next::<FromJob>().unwrap() {
+            while let Some(message) = far.take::<FromJob>().unwrap() {
                 assert_eq!(message, part(next));
                 next += 1;
             }
@@ -302,6 +302,6 @@ mod tests {
         (&near).write_all(&frame[..HEADER_LEN]).unwrap();
         let mut far = Frames::new(far);
         far.pull().unwrap();
-        assert!(matches!(far.next::<ToJob>(), Err(CodecError::TooLong(_))));
+        assert!(matches!(far.take::<ToJob>(), Err(CodecError::TooLong(_))));
     }
 }

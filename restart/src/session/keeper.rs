@@ -333,7 +333,7 @@ impl Keeper {
 
     fn hear_one(&mut self, place: usize) -> Result<(), CodecError> {
         self.parties[place].frames.pull()?;
-        while let Some(message) = self.parties[place].frames.next::<ToJob>()? {
+        while let Some(message) = self.parties[place].frames.take::<ToJob>()? {
             self.heard(place, message)?;
         }
         Ok(())
@@ -343,7 +343,7 @@ impl Keeper {
         let greeted = self.parties[place].greeted;
         match message {
             ToJob::Hello { owner, have, size } if !greeted => {
-                self.greet(place, owner, have, size)?
+                self.greet(place, owner, have, size)?;
             }
             ToJob::Alive => {}
             _ if !greeted => return Err(nonsense()),
