@@ -38,8 +38,9 @@ pub(crate) trait Wire: Sized {
 
     /// `count` items.
     fn take_all(count: usize, reader: &mut Reader<'_>) -> Result<Vec<Self>, ImageError> {
-        // An item takes a byte at least: no count makes us reserve more than the input is long.
-        let mut items = Vec::with_capacity(count.min(reader.bytes.len()));
+        // No count makes us reserve more than the input is long.
+        let most = reader.bytes.len() / size_of::<Self>().max(1);
+        let mut items = Vec::with_capacity(count.min(most));
         for _ in 0..count {
             items.push(Self::take(reader)?);
         }
