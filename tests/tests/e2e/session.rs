@@ -76,6 +76,7 @@ fn numbers(count: u32) -> String {
 /// Feeds `cat` all of a text, and does something meanwhile; every byte comes back once, in order.
 fn streams(lab: &Lab, text: &str, meanwhile: impl FnOnce(&Guest<'_>) -> Result) -> Result {
     let guest = lab.launch(&follows(&["cat"]))?;
+    guest.wait_running()?;
     std::thread::scope(|scope| {
         let feeding = scope.spawn(|| -> Result {
             for piece in text.as_bytes().chunks(16 * 1024) {
