@@ -135,6 +135,30 @@ pub struct Header {
     /// What the members add to the kernel's CLOCK_MONOTONIC and CLOCK_BOOTTIME, in nanoseconds; 0 where a time namespace
     /// does it.
     pub clock_offsets: [AtomicI64; 2],
+    /// One more than the status of the root, as from wait(2), once its parent has waited for it. The parent writes it
+    /// at [`ENDED_AT`] of the file, so that it is known also where no coordinator was there to hear of it.
+    ended: AtomicU32,
+    /// 1 while the job is to be restarted when it fails.
+    pub kept_alive: AtomicU32,
+}
+
+/// Where `ended` stands in the file.
+pub const ENDED_AT: u64 = offset_of!(Header, ended) as u64;
+/// Where `kept_alive` stands in the file.
+pub const KEPT_ALIVE_AT: u64 = offset_of!(Header, kept_alive) as u64;
+
+/// What stands in `ended` for a status as from wait(2).
+#[must_use]
+pub fn ended_mark(status: i32) -> [u8; 4] {
+    status.cast_unsigned().wrapping_add(1).to_le_bytes()
+}
+
+/// Whether a process that this signal ends has failed: what nobody can be prepared for, and what the kernel sends
+/// to whom has gone wrong.
+#[must_use]
+pub fn is_failure(signal: i32) -> bool {
+    // SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGKILL, SIGSEGV, SIGSYS
+    matches!(signal, 4 | 5 | 6 | 7 | 8 | 9 | 11 | 31)
 }
 
 /// What a slot holds.
@@ -184,7 +208,9 @@ pub struct Slot {
     virt: AtomicI32,
     /// Virtual id of the process that created it.
     pub parent: AtomicI32,
-    _reserved: [u64; 2],
+    /// Signal by which a process of the job has ended it on purpose, or 0.
+    pub killed: AtomicI32,
+    _reserved: [u32; 3],
 }
 
 impl Slot {
@@ -576,6 +602,13 @@ impl Table {
         self.header().handover.store(handover as u32, Ordering::Release);
     }
 
+    /// How the root has ended, as from wait(2), if its parent has said so.
+    #[must_use]
+    pub fn ended(&self) -> Option<i32> {
+        let mark = u32::from_le(self.header().ended.load(Ordering::Acquire));
+        (mark != 0).then(|| mark.wrapping_sub(1).cast_signed())
+    }
+
     /// Every slot, used or not.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
@@ -809,6 +842,7 @@ impl Table {
                 slot.real.store(real, Ordering::Relaxed);
                 slot.virt.store(virt, Ordering::Relaxed);
                 slot.parent.store(parent, Ordering::Relaxed);
+                slot.killed.store(0, Ordering::Relaxed);
                 slot.set_state(state);
                 return Ok(slot);
             }

@@ -5,6 +5,7 @@
 use core::ffi::{c_int, c_long, c_uint};
 use core::sync::atomic::Ordering;
 
+use ulpm_protocol::table::{Slot, is_failure};
 use ulpm_sys::arch::{nr, syscall};
 use ulpm_sys::{Errno, check, word};
 
@@ -162,7 +163,31 @@ pub(super) extern "C" fn setsid() -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn kill(pid: c_int, signal: c_int) -> c_int {
-    holding_name(|| libc_result(call(nr::KILL, [real_or_group(pid), signal, 0])))
+    holding_name(|| {
+        let real = real_or_group(pid);
+        note_kill(real, signal);
+        libc_result(call(nr::KILL, [real, signal, 0]))
+    })
+}
+
+/// Notes whom the program ends on purpose by a signal that would be a failure otherwise: a *fact*, for the kernel tells
+/// nobody later who has sent it. Takes a real id as kill(2) does.
+fn note_kill(real: c_int, signal: c_int) {
+    let Some(table) = process::table().filter(|_| is_failure(signal)) else { return };
+    let note = |slot: &Slot| slot.killed.store(signal, Ordering::Release);
+    if real > 0 {
+        if let Some(slot) = table.by_real(real) {
+            note(slot);
+        }
+        return;
+    }
+    // A group, or everybody.
+    let group = if real == 0 { ulpm_sys::getpgid(0).unwrap_or(0) } else { -real };
+    for slot in table.slots().iter().filter(|slot| slot.is_member()) {
+        if real == -1 || ulpm_sys::getpgid(slot.real()) == Ok(group) {
+            note(slot);
+        }
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -179,6 +204,9 @@ pub(super) extern "C" fn tgkill(pid: c_int, tid: c_int, signal: c_int) -> c_int 
     holding_name(|| {
         let own = process::own().map_or(0, process::virtual_pid);
         let tid = if pid == own { threads::real_tid(tid) } else { tid };
+        if pid != own {
+            note_kill(real(pid), signal);
+        }
         libc_result(call(nr::TGKILL, [real(pid), tid, signal]))
     })
 }
@@ -189,7 +217,11 @@ unsafe extern "C" fn sigqueue(pid: c_int, signal: c_int, value: u64) -> c_int {
     let own = getpid();
     let mut info = ulpm_sys::signal::SigInfo::queued(signal, value);
     (info.pid, info.uid) = (own, user());
-    holding_name(|| libc_result(ulpm_sys::signal::queue_to_process(real(pid), &info).map(|()| 0)))
+    holding_name(|| {
+        let real = real(pid);
+        note_kill(real, signal);
+        libc_result(ulpm_sys::signal::queue_to_process(real, &info).map(|()| 0))
+    })
 }
 
 /// Whom `getpriority` and `setpriority` mean: a process, a group, or a user.
