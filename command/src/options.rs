@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ulpm_control::message::{Files, Outside, Stdio};
-use ulpm_control::{Address, place};
+use ulpm_control::{Address, OnFailure, place};
 
 /// Keys that are typed one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +38,11 @@ fn parse_keys(text: &str) -> Result<Keys, String> {
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "ulpm_command", version, after_help = ulpm_control::exit::HELP)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(
-    ["status", "checkpoint", "migrate", "home", "check", "kill", "quit", "output", "attach", "inspect", "interval"]
+    ["status", "checkpoint", "migrate", "home", "check", "kill", "quit", "output", "attach", "inspect", "interval", "on_failure"]
 )))]
 // One of them at a time; only --checkpoint and --kill go together.
 #[command(group(clap::ArgGroup::new("alone").args(
-    ["status", "checkpoint", "migrate", "home", "check", "quit", "output", "attach", "inspect", "interval"]
+    ["status", "checkpoint", "migrate", "home", "check", "quit", "output", "attach", "inspect", "interval", "on_failure"]
 )))]
 pub struct Options {
     /// The coordinator: a socket path or HOST:PORT
@@ -84,7 +84,7 @@ pub struct Options {
 
     /// End the jobs, as by SIGKILL; with --checkpoint: as soon as they are saved, without their going on
     /// in between (if one cannot be saved, it goes on)
-    #[arg(long, conflicts_with_all = ["status", "migrate", "home", "check", "quit", "output", "attach", "inspect", "interval"])]
+    #[arg(long, conflicts_with_all = ["status", "migrate", "home", "check", "quit", "output", "attach", "inspect", "interval", "on_failure"])]
     pub kill: bool,
 
     /// End the coordinator; programs go on, and the next coordinator finds them
@@ -112,6 +112,15 @@ pub struct Options {
     /// Checkpoint the jobs every SECS seconds; 0: no more
     #[arg(long, value_name = "SECS")]
     pub interval: Option<u64>,
+
+    /// What happens from now on when a process of the jobs is ended by SIGKILL, or by a signal that tells of a crash, which
+    /// no process of the job has sent
+    #[arg(long, value_name = "restart|none")]
+    pub on_failure: Option<OnFailure>,
+
+    /// With --on-failure: give up after N restarts within an hour
+    #[arg(long, value_name = "N")]
+    pub max_restarts: Option<u32>,
 
     /// With --checkpoint: keep N checkpoints from now on this time, instead of the job's own choice
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -194,6 +203,11 @@ impl Options {
                 self.remote_path.is_some() && self.ssh_target().is_none(),
                 "--remote-path",
                 "--migrate, --check or --attach with ssh://",
+            ),
+            (
+                self.max_restarts.is_some() && self.on_failure.is_none(),
+                "--max-restarts",
+                "--on-failure",
             ),
             (self.follow && self.output.is_none(), "--follow", "--output"),
             (self.quit && !self.jobs.is_empty(), "JOB", "something other than --quit"),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use ulpm_control::client::ClientError;
 use ulpm_control::message::{Checked, Checkpointed, Finding, Migrated, Ssh, Status, Verdict};
 use ulpm_control::session::{self, End, Party, Streams};
-use ulpm_control::{Address, Client, Reply, Request, exit, link};
+use ulpm_control::{Address, Client, OnFailure, Reply, Request, exit, link};
 
 use crate::inspect::{self, InspectError};
 use crate::options::Options;
@@ -193,6 +193,8 @@ fn ask(options: &Options) -> Result<(), CommandError> {
         Request::Kill { jobs }
     } else if let Some(secs) = options.interval {
         Request::Interval { secs, jobs }
+    } else if let Some(on_failure) = options.on_failure {
+        Request::OnFailure { on_failure, max_restarts: options.max_restarts, jobs }
     } else if let Some(job) = &options.output {
         Request::Output { job: Some(job.clone()), offset: 0, follow: options.follow }
     } else {
@@ -332,12 +334,22 @@ fn show_status(status: &Status, only: &[String]) -> String {
         if let Some(secs) = job.interval {
             out += &format!(", every {secs} s");
         }
+        if job.on_failure != OnFailure::None {
+            let (count, most) = (job.restarts, job.max_restarts);
+            out += &format!(
+                ", on failure: {} ({count} of {most} within the last hour)",
+                job.on_failure
+            );
+        }
         if job.has_output {
-            out += ", has come here by migration";
+            out += ", output in its log";
         }
         out.push('\n');
         if let Some(error) = &job.last_error {
             out += &format!("  the last periodic checkpoint failed: {error}\n");
+        }
+        if let Some(text) = &job.last_failure {
+            out += &format!("  the last failure: {text}\n");
         }
         let mut rows = vec![
             ["PID", "VIRTUAL", "STATE", "THREADS", "MEMORY", "COMMAND"].map(String::from).to_vec(),

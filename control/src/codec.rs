@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn the_bytes_of_version_5_are_pinned() {
-        let frame = encode(&Request::Outcome { job: JobId(7) }).unwrap();
-        assert_eq!(frame, [b'U', b'L', b'P', b'C', 5, 0, 0, 0, 2, 0, 0, 0, 3, 7]);
+        let frame = encode(&Request::Outcome { job: JobId(7), status: None }).unwrap();
+        assert_eq!(frame, [b'U', b'L', b'P', b'C', 5, 0, 0, 0, 3, 0, 0, 0, 3, 7, 0]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod message;
 pub mod place;
 mod raw_path;
+pub mod recovery;
 pub mod session;
 
 pub use baseline::Baseline;
@@ -28,6 +29,7 @@ pub use client::{Address, Client, ClientError};
 pub use link::JobLink;
 pub use manifest::Manifest;
 pub use message::{JobId, Reply, Request};
+pub use recovery::{OnFailure, Recovery};
 
 /// Writes an error and its causes, a line each, to standard error.
 pub fn print_error(program: &str, error: &dyn std::error::Error) {

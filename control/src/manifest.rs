@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::raw_path;
+use crate::{Recovery, raw_path};
 
 /// Name of the file.
 pub const FILE_NAME: &str = "manifest.json";
@@ -53,6 +53,9 @@ pub struct Manifest {
     pub interval: Option<u64>,
     /// Generations that are kept.
     pub keep: Option<u32>,
+    /// What happens when the job fails.
+    #[serde(default)]
+    pub recovery: Recovery,
     /// The processes.
     pub processes: Vec<ProcessEntry>,
     /// How long the job stood still.
@@ -216,6 +219,7 @@ pub(crate) fn example() -> Manifest {
         ckpt_signal: 12,
         interval: None,
         keep: None,
+        recovery: Recovery::default(),
         processes: vec![ProcessEntry {
             virt: 10,
             parent: 0,

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Manifest;
-use crate::raw_path;
+use crate::{OnFailure, Recovery, raw_path};
 
 /// Names a job for as long as its coordinator's state directory exists; never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct JobId(pub u64);
 
@@ -41,7 +43,7 @@ pub enum Stdio {
 }
 
 /// How a job wants to be checkpointed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Directory under which `NAME/GENERATION` lie.
     #[serde(with = "raw_path")]
@@ -55,6 +57,9 @@ pub struct Policy {
     /// What becomes of its standard streams when it moves.
     #[serde(default)]
     pub stdio: Stdio,
+    /// What happens when it fails.
+    #[serde(default)]
+    pub recovery: Recovery,
 }
 
 /// Asks for a new job, or to add a tree to one.
@@ -101,6 +106,17 @@ pub struct Restart {
     pub stdio: [Stream; 3],
     /// Given by a coordinator that receives a migration.
     pub hold_token: Option<String>,
+    /// The job that is to go on from this checkpoint, if it has failed.
+    pub recovers: Option<Recovers>,
+}
+
+/// A job that has failed, and an attempt to restart it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovers {
+    /// Which job.
+    pub job: JobId,
+    /// From [`Reply::Recover`]: good for one restart.
+    pub token: String,
 }
 
 /// The job that was opened.
@@ -137,11 +153,13 @@ pub enum Request {
         /// As from wait(2).
         status: i32,
     },
-    /// What became of a job whose root was killed: [`Reply::Ended`], or [`Reply::Moved`] and, when it
-    /// has ended elsewhere, [`Reply::Finished`].
+    /// What becomes of a job whose root was ended by a signal: [`Reply::Ended`]; or [`Reply::Moved`] and, when it
+    /// has ended elsewhere, [`Reply::Finished`]; or [`Reply::Note`] … and [`Reply::Recover`] or [`Reply::Ended`].
     Outcome {
         /// Which job.
         job: JobId,
+        /// How its root ended, as from wait(2). `None` when it could not be restarted.
+        status: Option<i32>,
     },
     /// [`Reply::JobOpened`], and when every process is there and goes on, [`Reply::Running`].
     Restart(Restart),
@@ -270,6 +288,15 @@ pub enum Request {
         /// How `ssh://` is reached.
         ssh: Ssh,
     },
+    /// Says what is to happen when the jobs fail. [`Reply::Done`].
+    OnFailure {
+        /// What.
+        on_failure: OnFailure,
+        /// Restarts within an hour, if that is to change.
+        max_restarts: Option<u32>,
+        /// Names or ids; none: the only one.
+        jobs: Vec<String>,
+    },
 }
 
 /// From a coordinator.
@@ -322,6 +349,16 @@ pub enum Reply {
     Found(Vec<Finding>),
     /// Whether a job is the target's; nothing if that is not decided, or not known.
     Decision(Option<bool>),
+    /// Something to be told to whoever waits for the job.
+    Note(String),
+    /// The job has failed, and nothing of it is left: whoever is told this becomes `ulpm_restart`.
+    Recover {
+        /// The generation's directory.
+        #[serde(with = "raw_path")]
+        path: PathBuf,
+        /// For [`Recovers`].
+        token: String,
+    },
 }
 
 /// Whether something is in the way of a move.
@@ -452,7 +489,7 @@ pub struct Job {
     pub id: JobId,
     /// Its name.
     pub name: String,
-    /// `starting`, `running`, `checkpointing`, `migrating`, `restarting`.
+    /// `starting`, `running`, `checkpointing`, `migrating`, `restarting`, `recovering`.
     pub state: String,
     /// Program and arguments.
     pub argv: Vec<String>,
@@ -465,6 +502,14 @@ pub struct Job {
     pub interval: Option<u64>,
     /// Why the last periodic checkpoint failed.
     pub last_error: Option<String>,
+    /// What happens when it fails.
+    pub on_failure: OnFailure,
+    /// Restarts within the last hour.
+    pub restarts: u32,
+    /// As many within an hour are allowed.
+    pub max_restarts: u32,
+    /// What was said of its last failure.
+    pub last_failure: Option<String>,
     /// Whether its output goes to a log here.
     pub has_output: bool,
     /// Its processes.
@@ -584,6 +629,12 @@ pub enum Outside {
     Repair,
     /// The job is not restarted
     Refuse,
+}
+
+/// The word for a choice on a command line.
+#[must_use]
+pub fn word(choice: &impl clap::ValueEnum) -> String {
+    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
 }
 
 /// A file or directory that a job needs where it goes.

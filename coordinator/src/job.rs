@@ -10,7 +10,7 @@ use std::future::Future;
 use std::iter::successors;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -18,7 +18,7 @@ use nix::unistd::Pid as RealPid;
 use tokio::sync::{mpsc, oneshot};
 use ulpm_control::manifest::{self, Manifest, ProcessEntry};
 use ulpm_control::message::{self, Checkpointed, Migrated, Outside, Progress};
-use ulpm_control::{JobId, host, place};
+use ulpm_control::{JobId, OnFailure, host, place};
 use ulpm_protocol::manager::{
     CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET, FREEZE_MIGRATE,
     FREEZE_NOTE, FREEZE_SIGNAL, FREEZE_STOPPED, Failure, Thawed, ToManager, WRITER_COMM, Zombie,
@@ -33,8 +33,9 @@ use crate::kernel::{self, Mapped};
 use crate::manager::{ConnId, Hello, Manager, Said};
 use crate::migrate::{Manner, check};
 use crate::process::{self, Stat};
+use crate::recovery::{Asker, Attempt, JobFailure};
 use crate::server::Shared;
-use crate::state::{self, Finished, JobMeta};
+use crate::state::{self, Finished, JobMeta, Parent};
 
 /// Generations that are kept when nobody says otherwise: the newest, and one before it.
 const DEFAULT_KEEP: u32 = 2;
@@ -55,9 +56,26 @@ pub(crate) const PROGRESS: Duration = Duration::from_millis(250);
 /// Something happens to a job.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Connected { hello: Hello, manager: Manager },
-    Said { pid: i32, conn: ConnId, said: Said },
-    Lost { pid: i32, conn: ConnId },
+    Connected {
+        hello: Hello,
+        manager: Manager,
+    },
+    Said {
+        pid: i32,
+        conn: ConnId,
+        said: Said,
+    },
+    Lost {
+        pid: i32,
+        conn: ConnId,
+    },
+    /// A process has ended that started at a time, with a status as from wait(2) if it is known.
+    Ended {
+        pid: i32,
+        start: u64,
+        status: Option<i32>,
+        command: String,
+    },
     Command(Command),
 }
 
@@ -106,8 +124,30 @@ pub(crate) enum Command {
     },
     Kill(Answer<()>),
     SetInterval(Option<u64>, Answer<()>),
-    LauncherCame,
+    SetOnFailure {
+        on_failure: OnFailure,
+        max_restarts: Option<u32>,
+        answer: Answer<()>,
+    },
+    /// Somebody waits for a tree of the job: the root's parent, by its process id, if that is given.
+    LauncherCame(Option<i32>),
     LauncherWent,
+    /// The root has ended, and not well, or could not be restarted: what becomes of the job?
+    Outcome {
+        status: Option<i32>,
+        asker: Asker,
+        /// Asked before: what had ended by then has been heard of.
+        again: bool,
+    },
+    /// `ulpm_restart` is there, by its process id, to restart the job.
+    Adopt {
+        token: String,
+        stdio: [message::Stream; 3],
+        parent: Option<i32>,
+        answer: Answer<(message::JobOpened, oneshot::Sender<()>)>,
+    },
+    /// The last coordinator died while it restarted the job.
+    Resume,
     Started {
         pid: i32,
     },
@@ -134,9 +174,15 @@ pub(crate) struct Handle {
     pub(crate) id: JobId,
     pub(crate) name: String,
     pub(crate) events: mpsc::UnboundedSender<Event>,
+    table: Arc<Mutex<PathBuf>>,
 }
 
 impl Handle {
+    /// Path of the job's table.
+    pub(crate) fn table(&self) -> PathBuf {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Sends a command; `None` if the job has ended.
     pub(crate) async fn ask<T>(
         &self,
@@ -207,7 +253,10 @@ pub(crate) struct Job {
     pub(crate) shared: Arc<Shared>,
     pub(crate) meta: JobMeta,
     pub(crate) table: Mapped,
-    table_path: PathBuf,
+    pub(crate) table_path: PathBuf,
+    known_path: Arc<Mutex<PathBuf>>,
+    /// Our own end of `events`.
+    pub(crate) sender: mpsc::WeakUnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
     /// What has come while something else was waited for.
     kept: VecDeque<Event>,
@@ -233,16 +282,28 @@ pub(crate) struct Job {
     /// last in the next attempt.
     pub(crate) last: BTreeSet<i32>,
     launchers: u32,
-    doing: &'static str,
+    pub(crate) doing: &'static str,
     last_error: Option<String>,
     restoring: Option<Restoring>,
     next_checkpoint: Option<Instant>,
-    exited: Option<i32>,
+    pub(crate) exited: Option<i32>,
+    /// How the root has ended, as far as it was seen from here.
+    pub(crate) root_status: Option<i32>,
+    /// Members whose end is waited for, with their start times.
+    pub(crate) watched: HashMap<i32, u64>,
+    /// The job is to be restarted.
+    pub(crate) failure: Option<JobFailure>,
+    pub(crate) attempt: Option<Attempt>,
+    pub(crate) asker: Option<Asker>,
+    /// What was said of the restart that is going on.
+    pub(crate) said: Vec<String>,
+    /// Somebody has ended it, or it was given up.
+    pub(crate) ended: bool,
     /// When it was found that no process is left.
     empty_since: Option<Instant>,
     /// No process is expected yet.
     fresh: bool,
-    over: bool,
+    pub(crate) over: bool,
     /// The target owns it.
     pub(crate) moved: bool,
 }
@@ -291,10 +352,16 @@ impl Job {
     /// Starts the task of a job, and lists it.
     pub(crate) fn start(shared: &Arc<Shared>, meta: JobMeta, table: Mapped, fresh: bool) -> Handle {
         let (sender, events) = mpsc::unbounded_channel();
-        let handle = Handle { id: meta.id, name: meta.name.clone(), events: sender };
+        let table_path = shared.state.table(meta.id, meta.table);
+        let known_path = Arc::new(Mutex::new(table_path.clone()));
+        let (weak, table_known) = (sender.downgrade(), Arc::clone(&known_path));
+        let handle =
+            Handle { id: meta.id, name: meta.name.clone(), events: sender, table: table_known };
         let mut job = Self {
             shared: Arc::clone(shared),
-            table_path: shared.state.table(meta.id),
+            table_path,
+            known_path,
+            sender: weak,
             table,
             events,
             kept: VecDeque::new(),
@@ -313,6 +380,13 @@ impl Job {
             restoring: None,
             next_checkpoint: None,
             exited: None,
+            root_status: None,
+            watched: HashMap::new(),
+            failure: None,
+            attempt: None,
+            asker: None,
+            said: Vec::new(),
+            ended: false,
             empty_since: None,
             fresh,
             over: false,
@@ -353,21 +427,17 @@ impl Job {
                 self.tick().await;
                 next_tick = Instant::now() + TICK;
             }
+            if !self.over && self.doing == "running" && self.restoring.is_none() {
+                self.recover().await;
+            }
         }
         self.finish();
     }
 
     async fn tick(&mut self) {
         let now = Instant::now();
-        if let Some(restoring) = self.restoring.take_if(|r| !r.held && now >= r.deadline) {
-            let error = JobError::RestartTimedOut {
-                missing: restoring.missing.len(),
-                expected: restoring.expected,
-                secs: RESTART_TIMEOUT.as_secs(),
-            };
-            let _ = self.kill_all().await;
-            let _ = restoring.answer.send(Err(error));
-            self.over = true;
+        self.restart_deadline().await;
+        if self.over {
             return;
         }
         if self.next_checkpoint.is_some_and(|time| now >= time) {
@@ -389,6 +459,7 @@ impl Job {
             }
             self.schedule();
         }
+        self.watch();
         self.end_if_empty();
     }
 
@@ -399,6 +470,9 @@ impl Job {
         }
         if !self.look().scan.members.is_empty() {
             self.empty_since = None;
+            return;
+        }
+        if self.is_gone() {
             return;
         }
         // Whoever waits for the root is about to say how it ended.
@@ -503,6 +577,9 @@ impl Job {
                 }
                 return matters.then_some(Barrier::Lost(Pid(pid)));
             }
+            Event::Ended { pid, start, status, command } => {
+                self.member_ended((pid, start), status, &command);
+            }
             Event::Command(command) => self.command(command).await,
         }
         None
@@ -522,6 +599,14 @@ impl Job {
     }
 
     async fn connected(&mut self, hello: &Hello, manager: Manager) {
+        // What is left of a restart that came to nothing has another table.
+        let is_stray = self.attempt.is_some()
+            && hello.restored
+            && process::has_mapped(hello.real, &self.table_path).is_ok_and(|mapped| !mapped);
+        if is_stray {
+            let _ = manager.send(ToManager::End, None).await;
+            return;
+        }
         if let Some(stat) = Stat::of(hello.real) {
             self.proved.insert(hello.real, stat.start);
         }
@@ -534,6 +619,9 @@ impl Job {
             self.shared.gives_up(token);
         }
         self.asking.remove(&hello.real);
+        if !hello.restored {
+            self.watch();
+        }
         if let Some(old) = self.managers.insert(hello.real, manager)
             && self.writing.get(&hello.real) == Some(&old.id)
         {
@@ -594,7 +682,7 @@ impl Job {
         self.fail_restart(JobError::RestartDied { virt }).await;
     }
 
-    fn virtual_of(&self, pid: i32) -> i32 {
+    pub(crate) fn virtual_of(&self, pid: i32) -> i32 {
         let table = self.table.table();
         table.slots().iter().find(|slot| slot.real() == pid).map_or(pid, |slot| slot.virt())
     }
@@ -602,8 +690,76 @@ impl Job {
     async fn fail_restart(&mut self, error: JobError) {
         let Some(restoring) = self.restoring.take() else { return };
         let _ = self.kill_all().await;
+        self.restart_failed(&error.to_string());
         let _ = restoring.answer.send(Err(error));
-        self.over = true;
+    }
+
+    /// A restart came to nothing. That of a job which has failed may be tried again.
+    fn restart_failed(&mut self, text: &str) {
+        match &mut self.attempt {
+            Some(attempt) => {
+                attempt.failed.get_or_insert_with(|| text.into());
+            }
+            None => self.over = true,
+        }
+    }
+
+    /// Gives a restart up that takes too long.
+    pub(crate) async fn restart_deadline(&mut self) {
+        let now = Instant::now();
+        if let Some(restoring) = self.restoring.as_ref().filter(|r| !r.held && now >= r.deadline) {
+            let error = JobError::RestartTimedOut {
+                missing: restoring.missing.len(),
+                expected: restoring.expected,
+                secs: RESTART_TIMEOUT.as_secs(),
+            };
+            self.fail_restart(error).await;
+        }
+    }
+
+    /// Lets the processes of a restart go on that all wait.
+    ///
+    /// # Errors
+    ///
+    /// They are ended.
+    pub(crate) async fn go_on(&mut self, thawed: Thawed) -> Result<(), JobError> {
+        // One that was killed while it waited may not have been missed yet. From here on they go on, and
+        // whoever dies then has died of his own.
+        let is_dead = |pid: i32| Stat::of(pid).is_none_or(|stat| stat.is_zombie());
+        let dead = self.managers.keys().copied().find(|&pid| is_dead(pid));
+        if let Some(pid) = dead {
+            let virt = self.virtual_of(pid);
+            self.fail_restart(JobError::RestartDied { virt }).await;
+            return Err(JobError::RestartDied { virt });
+        }
+        if self.restoring.as_ref().is_some_and(|restoring| restoring.held) {
+            self.table.table().set_handover(Handover::None);
+            self.release(thawed).await;
+            return Ok(());
+        }
+        Err(JobError::Empty(self.meta.name.clone()))
+    }
+
+    /// Notes who waits for the root.
+    pub(crate) fn set_parent(&mut self, pid: Option<i32>) {
+        let stat = pid.and_then(Stat::of);
+        self.meta.parent = stat.map(|stat| Parent { pid: stat.pid, start: stat.start });
+    }
+
+    /// Its table is another one from now on.
+    pub(crate) fn set_table_path(&mut self, path: PathBuf) {
+        self.known_path.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&path);
+        self.table_path = path;
+    }
+
+    /// Forgets members that were ended.
+    pub(crate) fn forget_members(&mut self) {
+        self.managers.clear();
+        self.asking.clear();
+        self.proved.clear();
+        self.stopped.clear();
+        self.stopping.clear();
+        self.watched.clear();
     }
 
     async fn command(&mut self, command: Command) {
@@ -622,6 +778,11 @@ impl Job {
                 let _ = answer.send(Err(busy(self.doing)));
             }
             Command::Kill(answer) => {
+                // Logged first: the next coordinator does not take it for a failure.
+                self.meta.killed = true;
+                if self.meta.policy.recovery.on_failure != OnFailure::None {
+                    self.save();
+                }
                 let done = self.kill_all().await;
                 self.fresh = false;
                 let _ = answer.send(done);
@@ -633,7 +794,35 @@ impl Job {
                 self.schedule();
                 let _ = answer.send(Ok(()));
             }
-            Command::LauncherCame => self.launchers += 1,
+            Command::SetOnFailure { on_failure, max_restarts, answer } => {
+                let recovery = &mut self.meta.policy.recovery;
+                recovery.on_failure = on_failure;
+                recovery.max_restarts = max_restarts.unwrap_or(recovery.max_restarts);
+                crate::server::keep_alive(&self.table, recovery);
+                self.save();
+                self.watch();
+                let _ = answer.send(Ok(()));
+            }
+            Command::LauncherCame(parent) => {
+                self.launchers += 1;
+                if parent.is_some() {
+                    self.set_parent(parent);
+                    self.save();
+                }
+            }
+            Command::Outcome { status, asker, again } => self.root_asks(status, asker, again),
+            Command::Adopt { token, stdio, parent, answer } => {
+                let _ = answer.send(self.adopt(&token, stdio, parent));
+            }
+            Command::Resume => {
+                self.fresh = false;
+                let recovering = self.meta.recovering.take();
+                let text = recovering.map_or_else(
+                    || "its coordinator and its processes have ended together".into(),
+                    |recovering| recovering.text,
+                );
+                self.fails(JobFailure { text, root: true });
+            }
             Command::LauncherWent => {
                 self.launchers = self.launchers.saturating_sub(1);
                 if self.launchers == 0 {
@@ -662,7 +851,9 @@ impl Job {
             }
             Command::Restored { members, ready, answer } => {
                 self.fresh = false;
-                self.doing = "restarting";
+                if self.attempt.is_none() {
+                    self.doing = "restarting";
+                }
                 self.restoring = Some(Restoring {
                     expected: members.len(),
                     missing: members.into_iter().collect(),
@@ -673,21 +864,7 @@ impl Job {
                 });
             }
             Command::Release(answer) => {
-                // One that was killed while it waited may not have been missed yet. From here on they go on, and
-                // whoever dies then has died of his own.
-                let is_dead = |pid: i32| Stat::of(pid).is_none_or(|stat| stat.is_zombie());
-                let dead = self.managers.keys().copied().find(|&pid| is_dead(pid));
-                let result = if let Some(pid) = dead {
-                    let virt = self.virtual_of(pid);
-                    self.fail_restart(JobError::RestartDied { virt }).await;
-                    Err(JobError::RestartDied { virt })
-                } else if self.restoring.as_ref().is_some_and(|restoring| restoring.held) {
-                    self.table.table().set_handover(Handover::None);
-                    self.release(Thawed::Moved).await;
-                    Ok(())
-                } else {
-                    Err(JobError::Empty(self.meta.name.clone()))
-                };
+                let result = self.go_on(Thawed::Moved).await;
                 let _ = answer.send(result);
             }
             Command::Abandon(answer) => {
@@ -700,7 +877,7 @@ impl Job {
                 }
                 let done = self.kill_all().await;
                 self.remove_objects();
-                self.over = true;
+                self.restart_failed("it was given up");
                 let _ = answer.send(done);
             }
         }
@@ -733,6 +910,10 @@ impl Job {
             generation: generations.last().copied().unwrap_or(0),
             interval: self.meta.policy.interval,
             last_error: self.last_error.clone(),
+            on_failure: self.meta.policy.recovery.on_failure,
+            restarts: self.recent_restarts(),
+            max_restarts: self.meta.policy.recovery.max_restarts,
+            last_failure: self.meta.last_failure.clone(),
             has_output: self.shared.state.output(self.meta.id).exists(),
             processes,
         }
@@ -1398,6 +1579,7 @@ impl Job {
             self.meanwhile(&BTreeSet::new(), finish).await?.map_err(joined)??
         };
         if matches!(then, Then::End { .. }) {
+            self.ended = true;
             if let Err(source) = self.kill_all().await {
                 return Err(JobError::SavedUndying { path, source: Box::new(source) });
             }
@@ -1479,6 +1661,7 @@ impl Job {
             ckpt_signal: self.meta.policy.ckpt_signal,
             interval: self.meta.policy.interval,
             keep: self.meta.policy.keep,
+            recovery: self.meta.policy.recovery.clone(),
             processes: frozen
                 .processes
                 .iter()

@@ -24,6 +24,7 @@ mod migrate;
 mod network;
 pub mod options;
 mod process;
+mod recovery;
 pub mod run;
 pub mod server;
 mod ssh;
@@ -31,4 +32,5 @@ pub mod state;
 mod streams;
 #[cfg(test)]
 mod test_dir;
+mod watch;
 mod wire;

@@ -172,6 +172,23 @@ pub(crate) fn has_mapped(pid: i32, path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Processes that have mapped a file whose path begins so, or were started with it as their job table, and may end: not
+/// `ulpm_restart`, which only waits.
+pub(crate) fn of_job(prefix: &Path) -> Vec<i32> {
+    let prefix = prefix.as_os_str().as_encoded_bytes();
+    let holds = |bytes: &[u8]| bytes.windows(prefix.len()).any(|window| window == prefix);
+    let is_of_job = |pid: &i32| {
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        exe.file_name() != Some("ulpm_restart".as_ref())
+            && ["maps", "environ"].iter().any(|name| {
+                fs::read(format!("/proc/{pid}/{name}")).is_ok_and(|bytes| holds(&bytes))
+            })
+    };
+    let me = std::process::id().cast_signed();
+    let pids = all_pids().unwrap_or_default();
+    pids.into_iter().filter(|&pid| pid != me).filter(is_of_job).collect()
+}
+
 /// Whether the process has a handler for a signal, which the kernel tells of every process.
 pub(crate) fn catches(pid: i32, signal: i32) -> bool {
     let caught = status(pid, "SigCgt:").and_then(|digits| u64::from_str_radix(&digits, 16).ok());

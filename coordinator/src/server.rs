@@ -16,7 +16,7 @@ use ulpm_control::message::{
     Checked, Checkpointed, JobOpened, Migrated, MovedJob, OpenJob, PeerMessage, Policy, Progress,
     Refusal, Restart, Status, Stream,
 };
-use ulpm_control::{JobId, Reply, Request, exit, host, place};
+use ulpm_control::{JobId, OnFailure, Recovery, Reply, Request, exit, host, place};
 use ulpm_protocol::handover::Word;
 use ulpm_protocol::manager;
 use ulpm_protocol::table::{Handover, StreamId};
@@ -30,6 +30,7 @@ use crate::manager::Manager;
 use crate::membership;
 use crate::migrate::{self, Hold, Incoming, Manner};
 use crate::network::{self, Caller, Link, Network};
+use crate::recovery::{Asker, Verdict};
 use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
 use crate::streams;
 use crate::wire;
@@ -81,8 +82,14 @@ struct Arrived {
     finished: watch::Sender<Option<Finished>>,
 }
 
-fn stream_id(stream: Stream) -> StreamId {
+pub(crate) fn stream_id(stream: Stream) -> StreamId {
     StreamId { dev: stream.dev, ino: stream.ino, open: stream.open }
+}
+
+/// Tells a job's table whether the job is to be restarted when it fails.
+pub(crate) fn keep_alive(table: &Mapped, recovery: &Recovery) {
+    let kept = u32::from(recovery.on_failure != OnFailure::None);
+    table.table().header().kept_alive.store(kept, std::sync::atomic::Ordering::Release);
 }
 
 /// Tells a job's table from where one of its trees is launched.
@@ -423,10 +430,15 @@ impl Shared {
         meta: JobMeta,
         moved: &mut Vec<MovedRecord>,
     ) -> Option<Handover> {
-        let path = self.state.table(meta.id);
+        let path = self.state.table(meta.id, meta.table);
+        let is_kept_alive = meta.policy.recovery.on_failure != OnFailure::None && !meta.killed;
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path);
         let table = match file.and_then(Mapped::open) {
             Ok(table) => table,
+            // The machine went down while it was written.
+            Err(_) if is_kept_alive && self.remake_table(&path, &meta) => {
+                return self.take_up_job(meta, moved);
+            }
             Err(error) => {
                 tracing::warn!(
                     "job {}: its table {} is of no use: {error}",
@@ -445,8 +457,17 @@ impl Shared {
             moved.retain(|record| record.id != id);
             let _ = std::fs::remove_file(self.state.moved(id));
         }
+        // Which table was the last that a restart got, and whether its processes go on, tells how far that came.
+        let is_restarting = is_kept_alive
+            && meta.recovering.as_ref().is_some_and(|recovering| {
+                handover != Handover::None || recovering.table == meta.table
+            });
         let handle = Job::start(self, meta, table, false);
         tracing::info!("job {name} ({id}) is taken up, hand-over {handover:?}");
+        if is_restarting {
+            let _ = handle.events.send(Event::Command(Command::Resume));
+            return None;
+        }
         if handover != Handover::None {
             // Its processes end by themselves; this makes sure.
             let (sender, _) = oneshot::channel();
@@ -455,12 +476,23 @@ impl Shared {
         Some(handover)
     }
 
+    /// Puts a table in the place of one that is damaged, of a job that is to be restarted.
+    fn remake_table(&self, path: &Path, meta: &JobMeta) -> bool {
+        let _ = std::fs::remove_file(path);
+        let made = self.make_table(path, meta);
+        made.is_ok_and(|table| {
+            table.table().header().restarted.store(1, std::sync::atomic::Ordering::Release);
+            true
+        })
+    }
+
     fn remove_stray_tables(&self) {
         let Ok(entries) = std::fs::read_dir(self.state.path().join("jobs")) else { return };
+        let tables: HashSet<PathBuf> = lock(&self.jobs).values().map(Handle::table).collect();
         for entry in entries.flatten() {
             let path = entry.path();
             let is_table = path.extension().is_some_and(|extension| extension == "table");
-            if is_table && !path.with_extension("json").exists() {
+            if is_table && !tables.contains(&path) {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -545,6 +577,39 @@ impl Shared {
         Err(cannot(io::ErrorKind::AlreadyExists.into()))
     }
 
+    /// What a tool is told of a job.
+    pub(crate) fn opened(
+        &self,
+        job: JobId,
+        name: &str,
+        table: &Path,
+    ) -> Result<JobOpened, Refusal> {
+        let preload = place::find(place::PRELOAD).map_err(|error| Refusal {
+            code: exit::UNAVAILABLE,
+            chain: ulpm_control::chain(&error),
+        })?;
+        Ok(JobOpened { job, name: name.into(), table: table.into(), preload })
+    }
+
+    /// Makes a job table in which nobody is.
+    pub(crate) fn make_table(&self, path: &Path, meta: &JobMeta) -> io::Result<Mapped> {
+        use std::os::unix::ffi::OsStrExt;
+        let preload = place::find(place::PRELOAD).map_err(io::Error::other)?;
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(
+            options.read(true).write(true).create_new(true),
+            0o600,
+        );
+        let paths = [self.socket.as_path(), &preload, path].map(|path| path.as_os_str().as_bytes());
+        options
+            .open(path)
+            .and_then(|file| Mapped::create(file, meta.id.0, meta.policy.ckpt_signal, paths))
+            .inspect(|table| keep_alive(table, &meta.policy.recovery))
+            .inspect_err(|_| {
+                let _ = std::fs::remove_file(path);
+            })
+    }
+
     /// Makes a job with a fresh table.
     fn create(
         self: &Arc<Self>,
@@ -559,34 +624,20 @@ impl Shared {
             code: exit::OS,
             chain: vec![text, error.to_string()],
         };
-        let preload = place::find(place::PRELOAD).map_err(|error| Refusal {
-            code: exit::UNAVAILABLE,
-            chain: ulpm_control::chain(&error),
-        })?;
-        if preload
-            .as_os_str()
-            .as_bytes()
-            .iter()
-            .any(|byte| byte.is_ascii_whitespace() || *byte == b':')
-        {
+        let path = self.state.table(id, meta.table);
+        let opened = self.opened(id, &meta.name, &path)?;
+        let preload = opened.preload.as_os_str().as_bytes();
+        if preload.iter().any(|byte| byte.is_ascii_whitespace() || *byte == b':') {
             return Err(Refusal {
                 code: exit::CONFIG,
                 chain: vec![format!(
                     "{} cannot be preloaded: its path holds a blank or a colon; install ULPM elsewhere",
-                    preload.display()
+                    opened.preload.display()
                 )],
             });
         }
-        let path = self.state.table(id);
-        let mut options = std::fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(
-            options.read(true).write(true).create_new(true),
-            0o600,
-        );
-        let paths = [&self.socket, &preload, &path].map(|path| path.as_os_str().as_bytes());
-        let table = options
-            .open(&path)
-            .and_then(|file| Mapped::create(file, id.0, meta.policy.ckpt_signal, paths))
+        let table = self
+            .make_table(&path, &meta)
             .and_then(|table| {
                 table.table().add_streams(stdio.map(stream_id)).map_err(io::Error::other)?;
                 Ok(table)
@@ -605,22 +656,16 @@ impl Shared {
             let _ = std::fs::remove_file(&path);
             return Err(refuse("cannot record the job".into(), error));
         }
-        let name = meta.name.clone();
-        tracing::info!("job {name} ({id}) is opened: {}", meta.argv.join(" "));
-        let handle = Job::start(self, meta, table, true);
-        Ok((handle, JobOpened { job: id, name, table: path, preload }))
+        tracing::info!("job {} ({id}) is opened: {}", meta.name, meta.argv.join(" "));
+        Ok((Job::start(self, meta, table, true), opened))
     }
 
     fn open(self: &Arc<Self>, ask: &OpenJob) -> Result<(Handle, JobOpened), Refusal> {
         if let Some(name) = &ask.join {
             let job = self.resolve(std::slice::from_ref(name))?.remove(0);
-            let preload = place::find(place::PRELOAD).map_err(|error| Refusal {
-                code: exit::UNAVAILABLE,
-                chain: ulpm_control::chain(&error),
-            })?;
-            let table = self.state.table(job.id);
+            let table = job.table();
             add_launcher(&table, ask)?;
-            let opened = JobOpened { job: job.id, name: job.name.clone(), table, preload };
+            let opened = self.opened(job.id, &job.name, &table)?;
             return Ok((job, opened));
         }
         let name = match ask.name.clone() {
@@ -643,10 +688,7 @@ impl Shared {
             argv: ask.argv.clone(),
             cwd: ask.cwd.clone(),
             policy: ask.policy.clone(),
-            root: None,
-            origin: None,
-            offered: None,
-            home: None,
+            ..JobMeta::default()
         };
         let (handle, opened) = self.create(id, meta, ask.stdio, false, false)?;
         add_launcher(&opened.table, ask)?;
@@ -796,8 +838,9 @@ async fn serve_unix(shared: Arc<Shared>, mut stream: UnixStream) {
                 migrate::receive_images_of(&shared, &token, Link::Unix(stream)).await;
             }
             Ok(request) => {
+                let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
                 let (mut reader, mut writer) = stream.into_split();
-                serve_tool(&shared, &mut reader, &mut writer, request).await;
+                serve_tool(&shared, &mut reader, &mut writer, request, peer).await;
             }
             Err(error) => refuse_frame(&mut stream, &error).await,
         }
@@ -851,7 +894,7 @@ async fn serve_tcp(shared: Arc<Shared>, stream: TcpStream, leave: OwnedSemaphore
         }
         request => {
             let (mut reader, mut writer) = tokio::io::split(link);
-            serve_tool(&shared, &mut reader, &mut writer, request).await;
+            serve_tool(&shared, &mut reader, &mut writer, request, None).await;
         }
     }
 }
@@ -937,9 +980,10 @@ async fn serve_manager(shared: &Shared, manager: Manager, first: [u8; 4]) {
 }
 
 /// A tool's connection: what it has to do with jobs while it lasts.
-#[derive(Default)]
 struct Session {
     launched: Vec<Handle>,
+    /// Process id of the tool, if it is of this host.
+    peer: Option<i32>,
 }
 
 impl Drop for Session {
@@ -955,8 +999,9 @@ async fn serve_tool(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     first: Request,
+    peer: Option<i32>,
 ) {
-    let mut session = Session::default();
+    let mut session = Session { launched: Vec::new(), peer };
     let mut request = first;
     loop {
         let answered = answer(shared, &mut session, reader, writer, request).await;
@@ -984,7 +1029,8 @@ async fn answer(
     let reply = match request {
         Request::OpenJob(ask) => match shared.open(&ask) {
             Ok((job, opened)) => {
-                let _ = job.events.send(Event::Command(Command::LauncherCame));
+                let parent = session.peer.filter(|_| ask.join.is_none());
+                let _ = job.events.send(Event::Command(Command::LauncherCame(parent)));
                 session.launched.push(job);
                 Reply::JobOpened(opened)
             }
@@ -1002,7 +1048,7 @@ async fn answer(
             }
             Reply::Done
         }
-        Request::Outcome { job } => return outcome(shared, job, writer).await,
+        Request::Outcome { job, status } => return outcome(shared, job, status, writer).await,
         Request::Restart(ask) => return restart(shared, ask, session, reader, writer).await,
         Request::RestartFailed { .. } => Reply::Done,
         Request::Status => {
@@ -1017,6 +1063,14 @@ async fn answer(
         Request::Interval { secs, jobs } => {
             let interval = Some(secs).filter(|&secs| secs > 0);
             on_each(shared, &jobs, |answer| Command::SetInterval(interval, answer)).await
+        }
+        Request::OnFailure { on_failure, max_restarts, jobs } => {
+            on_each(shared, &jobs, |answer| Command::SetOnFailure {
+                on_failure,
+                max_restarts,
+                answer,
+            })
+            .await
         }
         Request::Checkpoint { jobs, keep, freeze_until_durable, kill, outside } => {
             let then = match (kill, freeze_until_durable) {
@@ -1137,8 +1191,12 @@ async fn finished(
 async fn outcome(
     shared: &Arc<Shared>,
     id: JobId,
+    status: Option<i32>,
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> Result<(), CodecError> {
+    if let Some(Verdict::Restart { path, token }) = verdict(shared, id, status, writer).await? {
+        return wire::write(writer, &Reply::Recover { path, token }).await;
+    }
     let moved = lock(&shared.moved)
         .get(&id)
         .map(|moved| (moved.record.clone(), moved.finished.subscribe()));
@@ -1150,6 +1208,24 @@ async fn outcome(
     let done = waiting.wait_for(Option::is_some).await.map(|done| done.clone()).ok().flatten();
     let done = done.unwrap_or_default();
     wire::write(writer, &Reply::Finished { status: done.status, text: done.text }).await
+}
+
+/// What a job that is here has to say to whoever waits for its root, and has seen it end.
+async fn verdict(
+    shared: &Shared,
+    id: JobId,
+    status: Option<i32>,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<Option<Verdict>, CodecError> {
+    let Some(job) = shared.job(id) else { return Ok(None) };
+    let (notes, mut said) = mpsc::unbounded_channel();
+    let (answer, answered) = oneshot::channel();
+    let command = Command::Outcome { status, asker: Asker { notes, answer }, again: false };
+    let _ = job.events.send(Event::Command(command));
+    while let Some(text) = said.recv().await {
+        wire::write(writer, &Reply::Note(text)).await?;
+    }
+    Ok(answered.await.ok())
 }
 
 async fn on_each(
@@ -1296,6 +1372,27 @@ async fn restart(
         },
         None => None,
     };
+    if let Some(recovers) = &ask.recovers {
+        let adopted = match shared.job(recovers.job) {
+            Some(job) => {
+                let (token, stdio, parent) = (recovers.token.clone(), ask.stdio, session.peer);
+                let adopt = |answer| Command::Adopt { token, stdio, parent, answer };
+                job.ask(adopt).await.map(|adopted| (job, adopted))
+            }
+            None => None,
+        };
+        return match adopted {
+            Some((job, Ok((opened, ready)))) => {
+                tracing::info!("job {} is tried from generation {}", opened.name, ask.generation);
+                rebuild(job, opened, ask.members, Some(ready), session, reader, writer).await
+            }
+            Some((_, Err(error))) => wire::write(writer, &Reply::Error(error.refusal())).await,
+            None => {
+                let text = "the job is not there any more".into();
+                wire::write(writer, &refuse(exit::TEMPORARY, text)).await
+            }
+        };
+    }
     let id = match &hold {
         Some((_, hold)) => Ok(hold.id),
         None => shared.new_id(),
@@ -1310,8 +1407,8 @@ async fn restart(
             policy,
             root: Some(ask.root),
             origin: hold.as_ref().map(|(token, _)| token.clone()),
-            offered: None,
             home: hold.as_ref().and_then(|(_, hold)| hold.home.clone()),
+            ..JobMeta::default()
         };
         shared.create(id, meta, ask.stdio, true, hold.is_some())
     });
@@ -1321,8 +1418,22 @@ async fn restart(
     };
     tracing::info!("job {} is generation {} of {}", opened.name, ask.generation, ask.name);
     let ready = hold.map(|(_, Hold { ready, .. })| ready);
+    rebuild(job, opened, ask.members, ready, session, reader, writer).await
+}
+
+/// Accompanies `ulpm_restart` from the moment at which it knows its job until that goes on.
+async fn rebuild(
+    job: Handle,
+    opened: JobOpened,
+    members: Vec<i32>,
+    ready: Option<oneshot::Sender<()>>,
+    session: &mut Session,
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CodecError> {
+    let refuse = |code, text: String| Reply::Error(Refusal { code, chain: vec![text] });
     let (sender, restored) = oneshot::channel();
-    let command = Command::Restored { members: ask.members, ready, answer: sender };
+    let command = Command::Restored { members, ready, answer: sender };
     let _ = job.events.send(Event::Command(command));
     if let Err(error) = wire::write(writer, &Reply::JobOpened(opened)).await {
         let _ = job.ask(Command::Abandon).await;
@@ -1332,7 +1443,7 @@ async fn restart(
         biased;
         done = restored => match done {
             Ok(Ok(())) => {
-                let _ = job.events.send(Event::Command(Command::LauncherCame));
+                let _ = job.events.send(Event::Command(Command::LauncherCame(session.peer)));
                 session.launched.push(job);
                 wire::write(writer, &Reply::Running).await
             }

@@ -4,7 +4,7 @@
 //!  lock             held by the coordinator that lives
 //!  next-id          the next job's id
 //!  coordinator.log  with --daemon
-//!  jobs/ID.table    the job table, mapped by every member
+//!  jobs/ID.table    the job table, mapped by every member; ID.N.table after the Nth restart of a job that failed
 //!  jobs/ID.json     what else is to be known of the job
 //!  jobs/ID.out      output of a job that came by migration; jobs/ID.out.1 is what was before it
 //!  jobs/ID.sock     where whoever has the terminal of such a job connects
@@ -50,7 +50,7 @@ pub enum StateError {
 }
 
 /// What is to be known of a job, beside its table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobMeta {
     /// Its id.
     pub id: JobId,
@@ -72,6 +72,42 @@ pub struct JobMeta {
     /// Where it was launched, if that is another host.
     #[serde(default)]
     pub home: Option<Home>,
+    /// Number of its table: each restart of a job that has failed makes a new one.
+    #[serde(default)]
+    pub table: u32,
+    /// Who waits for its root.
+    #[serde(default)]
+    pub parent: Option<Parent>,
+    /// It has failed, and is being restarted.
+    #[serde(default)]
+    pub recovering: Option<Recovering>,
+    /// When it was restarted because it had failed, in seconds since 1970.
+    #[serde(default)]
+    pub restarts: Vec<u64>,
+    /// What was said of its last failure.
+    #[serde(default)]
+    pub last_failure: Option<String>,
+    /// Somebody wants it to end.
+    #[serde(default)]
+    pub killed: bool,
+}
+
+/// A process that waits for the root of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its id.
+    pub pid: i32,
+    /// When it started, as /proc tells.
+    pub start: u64,
+}
+
+/// A job that has failed, and is to be restarted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovering {
+    /// What has happened to it.
+    pub text: String,
+    /// Number of the table of what has failed. If the job has a newer one, that tells whether it goes on.
+    pub table: u32,
 }
 
 /// A job that went elsewhere.
@@ -230,10 +266,19 @@ impl StateDir {
         Ok(JobId(id))
     }
 
-    /// Path of a job's table.
+    /// Path of a job's table, the first of which has the number 0.
     #[must_use]
-    pub fn table(&self, id: JobId) -> PathBuf {
-        self.path.join(format!("jobs/{id}.table"))
+    pub fn table(&self, id: JobId, number: u32) -> PathBuf {
+        match number {
+            0 => self.path.join(format!("jobs/{id}.table")),
+            _ => self.path.join(format!("jobs/{id}.{number}.table")),
+        }
+    }
+
+    /// What the paths of all tables of a job begin with.
+    #[must_use]
+    pub fn table_prefix(&self, id: JobId) -> PathBuf {
+        self.path.join(format!("jobs/{id}."))
     }
 
     /// Path of a job's log.

@@ -45,6 +45,7 @@ pub(crate) fn manifest() -> Manifest {
         ckpt_signal: 12,
         interval: None,
         keep: None,
+        recovery: ulpm_control::Recovery::default(),
         processes: vec![ProcessEntry {
             virt: 10,
             parent: 0,

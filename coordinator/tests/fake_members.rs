@@ -112,13 +112,7 @@ impl Lab {
     }
 
     fn policy(&self) -> Policy {
-        Policy {
-            ckpt_dir: self.ckpt_dir(),
-            interval: None,
-            keep: None,
-            ckpt_signal: 12,
-            stdio: message::Stdio::Follow,
-        }
+        Policy { ckpt_dir: self.ckpt_dir(), ckpt_signal: 12, ..Policy::default() }
     }
 
     /// Names of what lies in a job's checkpoint directory.
@@ -459,7 +453,10 @@ fn a_job_that_is_saved_and_killed_never_goes_on_in_between() {
     let manifest = Manifest::read(&lab.ckpt_dir().join("x-1/latest")).unwrap();
     assert_eq!((done.generation, manifest.processes.len()), (1, 3));
     // The launcher learns that it was no move, says how its child ended, and that is the end.
-    assert_eq!(client.call(&Request::Outcome { job: job.job }).unwrap(), Reply::Ended);
+    assert_eq!(
+        client.call(&Request::Outcome { job: job.job, status: None }).unwrap(),
+        Reply::Ended
+    );
     assert_eq!(client.call(&Request::JobExited { job: job.job, status: 9 }).unwrap(), Reply::Done);
     until("the end of the job", || status(&address).jobs.is_empty());
     assert_eq!(lab.files("x-1"), ["1", "latest"]);
@@ -615,7 +612,7 @@ fn a_job_moves_there_and_back_and_its_status_comes_home() {
     assert_eq!((done.processes, done.bytes), (3, 3 * (3 << 20)));
     assert!(members.iter().all(|member| !member.lives()));
     assert_eq!(
-        launcher.call(&Request::Outcome { job: job.job }).unwrap(),
+        launcher.call(&Request::Outcome { job: job.job, status: None }).unwrap(),
         Reply::Moved { host: b_listens, stdio: message::Stdio::Follow }
     );
     let there = status(&b);
@@ -772,6 +769,7 @@ fn hand_over(lab: &Lab, target: &str, virt: i32) -> TcpStream {
         ckpt_signal: 12,
         interval: None,
         keep: None,
+        recovery: ulpm_control::Recovery::default(),
         processes: vec![ProcessEntry {
             virt,
             parent: 0,
@@ -841,7 +839,9 @@ fn a_source_that_dies_after_its_decision_never_goes_on_and_before_it_does() {
     assert_eq!(found.moved.iter().map(|job| job.id).collect::<Vec<_>>(), [leaving.job]);
     assert_eq!(found.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [staying.job]);
     assert!(stays.lives());
-    let outcome = Client::connect(&address).unwrap().call(&Request::Outcome { job: leaving.job });
+    let outcome = Client::connect(&address)
+        .unwrap()
+        .call(&Request::Outcome { job: leaving.job, status: None });
     assert!(matches!(outcome.unwrap(), Reply::Moved { .. }));
 }
 
@@ -918,11 +918,13 @@ fn fake_restart() {
             keep: manifest.keep,
             ckpt_signal: manifest.ckpt_signal,
             stdio: message::Stdio::Follow,
+            recovery: manifest.recovery.clone(),
         },
         members: manifest.processes.iter().map(|process| process.virt).collect(),
         root: manifest.root,
         stdio: [Stream::default(); 3],
         hold_token: Some(after("--hold").into()),
+        recovers: None,
     });
     let Reply::JobOpened(opened) = client.call(&request).unwrap() else { panic!("no job") };
     assert_ne!(opened.job, JobId(0));

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use ulpm_control::message::Stdio;
-use ulpm_control::{Address, Baseline, place};
+use ulpm_control::recovery::MAX_RESTARTS;
+use ulpm_control::{Address, Baseline, OnFailure, place};
 
 const AFTER: &str =
     "The exit status is that of PROGRAM, also when it was migrated and ended on another \
@@ -41,12 +42,21 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: Option<u32>,
 
+    /// What happens when a process of the job is ended by SIGKILL, or by a signal that tells of a crash, which no process
+    /// of the job has sent: `restart` ends what is left of it, and goes on from the last checkpoint
+    #[arg(long, value_name = "restart|none", default_value_t)]
+    pub on_failure: OnFailure,
+
+    /// With --on-failure: give up after N restarts within an hour
+    #[arg(long, value_name = "N", default_value_t = MAX_RESTARTS)]
+    pub max_restarts: u32,
+
     /// Name of the job [default: made of the program's]
     #[arg(long, value_name = "NAME", conflicts_with = "join")]
     pub name: Option<String>,
 
     /// Add the program to a job that runs
-    #[arg(long, value_name = "JOB", conflicts_with_all = ["ckpt_dir", "interval", "keep"])]
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["ckpt_dir", "interval", "keep", "on_failure", "max_restarts"])]
     pub join: Option<String>,
 
     /// Let the program use no more of the processor than this level has, so that it can move to older ones: by what

@@ -12,10 +12,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, getsid};
 use ulpm_control::client::ClientError;
-use ulpm_control::link::exit_code;
+use ulpm_control::link::{Outcome, Recovering, exit_code};
 use ulpm_control::message::{JobOpened, OpenJob, Policy, Stdio, Stream};
 use ulpm_control::session::Streams;
-use ulpm_control::{Client, JobLink, Reply, Request, exit, place};
+use ulpm_control::{Client, JobLink, Recovery, Reply, Request, exit, place};
 use ulpm_protocol::table::{ENV_PLUGINS, ENV_TABLE};
 use ulpm_sys::pty::{self, Modes};
 
@@ -129,18 +129,25 @@ pub fn run(options: &Options) -> Result<u8, LaunchError> {
     let child = image
         .start(&mask)
         .map_err(|source| LaunchError::Execute { path: program.path.clone(), source })?;
-    let mut link = JobLink::new(address, client, opened.job);
+    let mut link = JobLink::new(address.clone(), client, opened.job, opened.table.clone());
     link.started(child.as_raw());
     let status = wait(child, &signals)?;
-    if matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)) {
-        let moved = link.moved_to();
-        if let Some((host, Stdio::Follow)) = &moved {
+    let say = |text: &str| eprintln!("ulpm_launch: job {}: {text}", opened.name);
+    let outcome = link.outcome(Some(raw(status)), say);
+    let was_killed = matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
+    if was_killed || outcome != Outcome::Ended {
+        if let Outcome::Moved(host, Stdio::Follow) = &outcome {
             let modes = terminal.map(|(_, modes)| modes);
             let followed = link.follow(host, Streams::own(), modes);
             return followed.map(exit_code).map_err(LaunchError::Lost);
         }
         put_terminal_right(terminal);
-        if let Some((host, _)) = moved {
+        if let Outcome::Again { path, token } = outcome {
+            let _ = mask.thread_set_mask();
+            let source = Recovering { job: opened.job, token }.exec(&address, &[], &path);
+            return Err(LaunchError::Os { what: "become ulpm_restart", source });
+        }
+        if let Outcome::Moved(host, _) = outcome {
             // Nothing is to be passed on any more: ^C here ends this process, and the job goes on.
             let _ = mask.thread_set_mask();
             drop(signals);
@@ -176,6 +183,10 @@ fn open_job(options: &Options) -> Result<OpenJob, LaunchError> {
             keep: options.keep,
             ckpt_signal: options.ckpt_signal,
             stdio: options.stdio,
+            recovery: Recovery {
+                on_failure: options.on_failure,
+                max_restarts: options.max_restarts,
+            },
         },
         join: options.join.clone(),
         stdio: [stream(0), stream(1), stream(2)],

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ulpm_control::link::Recovering;
 use ulpm_control::message::{Files, Outside, Stdio};
 use ulpm_control::{Address, place};
 
@@ -76,6 +77,10 @@ pub struct Options {
     /// With --hold: where whoever has the job's terminal connects
     #[arg(long, value_name = "PATH", hide = true, requires = "hold")]
     pub session: Option<PathBuf>,
+
+    /// The job has failed, and goes on from this checkpoint
+    #[arg(long, value_name = "JOB:TOKEN", hide = true, conflicts_with_all = ["hold", "detach"])]
+    pub recover: Option<Recovering>,
 
     /// What becomes of the job's standard streams when it moves on: `follow` connects them from there on to ours, `log`
     /// leaves them to the log that is kept there

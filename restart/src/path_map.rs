@@ -1,5 +1,6 @@
 //! Paths that are elsewhere on this host.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -23,6 +24,17 @@ impl FromStr for Mapping {
             return Err(invalid());
         }
         Ok(Self { old, new })
+    }
+}
+
+impl Mapping {
+    /// As it stands on a command line.
+    #[must_use]
+    pub fn to_argument(&self) -> OsString {
+        let mut text = self.old.clone().into_os_string();
+        text.push("=");
+        text.push(&self.new);
+        text
     }
 }
 
@@ -58,6 +70,7 @@ mod tests {
         assert_eq!(map.map(Path::new("/a/bc")), Path::new("/y/bc"));
         assert_eq!(map.map(Path::new("/a/b")).as_os_str(), "/x");
         assert_eq!(map.map(Path::new("/b")), Path::new("/b"));
+        assert_eq!(map.0[1].to_argument(), "/a=/y");
         for invalid in ["a=/b", "/a"] {
             let error = invalid.parse::<Mapping>().unwrap_err();
             assert!(matches!(error, RestartError::MapPath(_)), "{error}");

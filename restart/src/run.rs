@@ -1,6 +1,7 @@
 //! A restart from beginning to end.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, RawFd};
@@ -12,10 +13,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
-use ulpm_control::link::{JobLink, exit_code};
-use ulpm_control::message::{Outside, Policy, Restart, Stdio, Stream};
+use ulpm_control::link::{JobLink, Outcome, Recovering, exit_code};
+use ulpm_control::message::{Outside, Policy, Recovers, Restart, Stdio, Stream, word};
 use ulpm_control::session::Streams;
-use ulpm_control::{Address, Client, ClientError, Manifest, Reply, Request, exit, host, place};
+use ulpm_control::{
+    Address, Client, ClientError, JobId, Manifest, Recovery, Reply, Request, exit, host, place,
+};
 use ulpm_protocol::table::{Handover, SlotState, Table};
 use ulpm_restorer::{FAILURE_LEN, Failure};
 use ulpm_sys::arch::xsave::Layout;
@@ -54,6 +57,52 @@ struct Checkpoint {
 ///
 /// [`RestartError`]; nothing of the job is left running.
 pub fn run(options: &Options) -> Result<u8, RestartError> {
+    let result = restart(options);
+    let (Err(error), Some(recovering)) = (&result, &options.recover) else { return result };
+    // The coordinator decides whether it is tried again.
+    ulpm_control::print_error("ulpm_restart", error);
+    let mut link = JobLink::unconnected(address(options), recovering.job);
+    match link.outcome(None, say) {
+        Outcome::Again { path, token } => Err(again(options, recovering.job, token, &path)),
+        _ => Ok(error.exit_code()),
+    }
+}
+
+fn address(options: &Options) -> Address {
+    options.coordinator.clone().unwrap_or_else(|| Address::Socket(place::socket()))
+}
+
+fn say(text: &str) {
+    eprintln!("ulpm_restart: {text}");
+}
+
+/// Becomes the next attempt, with the same options; returns only why not.
+fn again(options: &Options, job: JobId, token: String, path: &Path) -> RestartError {
+    let mut same: Vec<OsString> = Vec::new();
+    for (option, value) in [
+        ("--outside-sockets", word(&options.outside_sockets)),
+        ("--files", word(&options.files)),
+        ("--stdio", word(&options.stdio)),
+    ] {
+        same.extend([option.into(), value.into()]);
+    }
+    if let Some(dir) = &options.ckpt_dir {
+        same.extend(["--ckpt-dir".into(), dir.into()]);
+    }
+    for mapping in &options.map_path {
+        same.extend(["--map-path".into(), mapping.to_argument()]);
+    }
+    let flags = [
+        (options.force, "--force"),
+        (options.no_time_namespace, "--no-time-namespace"),
+        (options.verbose, "--verbose"),
+    ];
+    same.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
+    let source = Recovering { job, token }.exec(&address(options), &same, path);
+    RestartError::System { what: "become the next attempt", source }
+}
+
+fn restart(options: &Options) -> Result<u8, RestartError> {
     let paths = PathMap(options.map_path.clone());
     let checkpoint = read(options)?;
     if options.outside_sockets == Outside::Refuse {
@@ -88,7 +137,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         println!("{}: {count} processes can be restarted here", checkpoint.name);
         return Ok(exit::OK);
     }
-    let address = options.coordinator.clone().unwrap_or_else(|| Address::Socket(place::socket()));
+    let address = address(options);
     let mut client = Client::connect_or_start(&address)?;
     let opened = match client.call(&Request::Restart(request(
         &checkpoint,
@@ -154,9 +203,12 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
         forward_signals(root);
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None);
         match wait_until_running(&mut client, &mut failures, table) {
-            // A job that came from another host has no other instance from the moment at which its table says that it goes
-            // on here, also if the coordinator died before it could tell us.
-            Err(error) if options.hold.is_none() || table.handover() != Handover::None => {
+            // A job that came from another host, or has failed, has no other instance from the moment at which its table says that
+            // it goes on here, also if the coordinator died before it could tell us.
+            Err(error)
+                if (options.hold.is_none() && options.recover.is_none())
+                    || table.handover() != Handover::None =>
+            {
                 Err(error)
             }
             _ => Ok(root),
@@ -189,7 +241,7 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     if options.detach {
         return Ok(exit::OK);
     }
-    let mut link = JobLink::new(address, client, opened.job);
+    let mut link = JobLink::new(address, client, opened.job, opened.table);
     if let Some((given, saved)) = terminal {
         given.redraw(saved);
     }
@@ -197,20 +249,23 @@ pub fn run(options: &Options) -> Result<u8, RestartError> {
     if let Some(given) = &given {
         given.put_back();
     }
-    // SIGKILL also ends a job here that goes on elsewhere.
-    if status == libc::SIGKILL
-        && let Some((host, stdio)) = link.moved_to()
-    {
-        status = if stdio == Stdio::Follow {
-            // What waits in our streams is the job's, and goes to it first.
-            let streams = session
-                .map_or_else(Streams::own, |session| Streams(session.into_streams().map(Some)));
-            link.follow(&host, streams, given.map(|given| given.modes()))
-        } else {
-            link.wait_elsewhere(&host)
+    match link.outcome(Some(status), say) {
+        Outcome::Moved(host, stdio) => {
+            status = if stdio == Stdio::Follow {
+                // What waits in our streams is the job's, and goes to it first.
+                let streams = session
+                    .map_or_else(Streams::own, |session| Streams(session.into_streams().map(Some)));
+                link.follow(&host, streams, given.map(|given| given.modes()))
+            } else {
+                link.wait_elsewhere(&host)
+            }
+            .map_err(RestartError::Elsewhere)?;
+            return Ok(exit_code(status));
         }
-        .map_err(RestartError::Elsewhere)?;
-        return Ok(exit_code(status));
+        Outcome::Again { path, token } => {
+            return Err(again(options, opened.job, token, &path));
+        }
+        Outcome::Ended => {}
     }
     link.exited(status);
     Ok(exit_code(status))
@@ -255,6 +310,7 @@ fn read_dir(dir: &Path, options: &Options) -> Result<Checkpoint, RestartError> {
             ckpt_dir: ckpt_dir(options, own),
             interval: manifest.interval,
             keep: manifest.keep,
+            recovery: manifest.recovery,
             ckpt_signal: manifest.ckpt_signal,
             stdio: options.stdio,
         },
@@ -289,6 +345,7 @@ fn read_files(files: &[PathBuf], options: &Options) -> Result<Checkpoint, Restar
             ckpt_dir: ckpt_dir(options, None),
             interval: None,
             keep: None,
+            recovery: Recovery::default(),
             ckpt_signal: libc::SIGUSR2.cast_unsigned(),
             stdio: options.stdio,
         },
@@ -415,6 +472,7 @@ fn request(checkpoint: &Checkpoint, options: &Options, streams: [RawFd; 3]) -> R
         root: checkpoint.root,
         stdio: streams.map(stream),
         hold_token: options.hold.clone(),
+        recovers: options.recover.clone().map(|Recovering { job, token }| Recovers { job, token }),
     }
 }
 

@@ -23,7 +23,8 @@ mod target;
 
 pub(crate) use source::{Manner, follow};
 pub(crate) use target::{
-    Hold, Incoming, findings, receive, receive_images_of, recover, start_kept,
+    Hold, Incoming, findings, random_token, receive, receive_images_of, recover, restart_command,
+    start_kept,
 };
 
 use std::io;

@@ -676,7 +676,7 @@ impl Job {
             .collect();
         let mut findings = Vec::new();
         for stat in &members {
-            let look = check::look_at(stat.pid, &outputs, &self.shared.state.table(self.meta.id));
+            let look = check::look_at(stat.pid, &outputs, &self.table_path);
             for (path, access) in look.needed {
                 // A file that goes along needs the directory that it is to be in.
                 let (path, access) = match path.parent() {

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use ulpm_control::codec::CodecError;
 use ulpm_control::manifest::Manifest;
 use ulpm_control::message::{
-    Files, Finding, Home, JobId, Offer, Outside, PeerMessage, Request, Stdio,
+    Files, Finding, Home, JobId, Offer, Outside, PeerMessage, Request, Stdio, word,
 };
 use ulpm_control::{exit, place};
 use ulpm_protocol::handover::{Log, Message, Target, TargetAction, TargetEvent, Word};
@@ -815,7 +815,7 @@ impl Arriving {
         let (ready, is_ready) = oneshot::channel();
         self.shared.expect_hold(&self.token, Hold { id: self.id, home: self.home.clone(), ready });
         let output = self.shared.state.output(self.id);
-        let mut child = match self.spawn_restart(&output) {
+        let mut child = match self.spawn_restart() {
             Ok(child) => child,
             Err(error) => {
                 return Err(self.because(Refused::Spawn(error.into()), TargetEvent::Failed));
@@ -865,15 +865,8 @@ impl Arriving {
         }
     }
 
-    fn spawn_restart(&self, output: &Path) -> io::Result<tokio::process::Child> {
-        let mut options = std::fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
-        let log = options.open(output)?;
-        let log2 = log.try_clone()?;
-        let program = place::find("ulpm_restart").map_err(io::Error::other)?;
-        tokio::process::Command::new(program)
-            .arg("-c")
-            .arg(&self.shared.socket)
+    fn spawn_restart(&self) -> io::Result<tokio::process::Child> {
+        restart_command(&self.shared, Some(self.id))?
             .arg("--hold")
             .arg(&self.token)
             .args(self.force.then_some("--force"))
@@ -888,18 +881,28 @@ impl Arriving {
             .arg("-d")
             .arg(&self.ckpt_dir)
             .arg(&self.image)
-            .stdin(std::process::Stdio::null())
-            .stdout(log)
-            .stderr(log2)
-            .env_remove("LD_PRELOAD")
-            .env_remove("ULPM_JOB")
             .spawn()
     }
 }
 
-/// The word for a choice on the command line.
-fn word(choice: &impl clap::ValueEnum) -> String {
-    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
+/// `ulpm_restart`, for a job whose output goes to its log.
+pub(crate) fn restart_command(
+    shared: &Shared,
+    job: Option<JobId>,
+) -> io::Result<tokio::process::Command> {
+    let program = place::find("ulpm_restart").map_err(io::Error::other)?;
+    let mut command = tokio::process::Command::new(program);
+    command.arg("-c").arg(&shared.socket).process_group(0);
+    command.env_remove("LD_PRELOAD").env_remove("ULPM_JOB");
+    let null = std::process::Stdio::null;
+    command.stdin(null()).stdout(null()).stderr(null());
+    if let Some(job) = job {
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
+        let log = options.open(shared.state.output(job))?;
+        command.stdout(log.try_clone()?).stderr(log);
+    }
+    Ok(command)
 }
 
 fn begin(offer: &Offer) -> Result<(Partial, PathBuf), Refused> {
@@ -915,7 +918,7 @@ fn begin(offer: &Offer) -> Result<(Partial, PathBuf), Refused> {
     Err(failed.map_or_else(|| Refused::Manifest("no checkpoint directory".into()), Into::into))
 }
 
-fn random_token() -> io::Result<String> {
+pub(crate) fn random_token() -> io::Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
