@@ -23,6 +23,7 @@ mod outside;
 mod plugins;
 mod processes;
 mod programs;
+mod recovery;
 mod refusals;
 mod servers;
 mod session;
