@@ -436,7 +436,8 @@ impl Job {
         for generation in self.generations().into_iter().rev() {
             let path = dir.join(generation.to_string());
             let mut check = restart_command(&self.shared, None).map_err(failed)?;
-            check.arg("--check").arg(&path).kill_on_drop(true).stderr(Stdio::piped());
+            check.arg("--check").arg(&path).process_group(0).kill_on_drop(true);
+            check.stderr(Stdio::piped());
             let said = self.meanwhile(&BTreeSet::new(), check.output()).await;
             if self.meta.killed {
                 return Err(Stop::Over);
@@ -500,7 +501,7 @@ impl Job {
                     let recovering = format!("{}:{token}", self.meta.id);
                     let mut command = restart_command(&self.shared, Some(self.meta.id))
                         .map_err(|error| cannot("ulpm_restart cannot be started", &error))?;
-                    command.arg("--recover").arg(recovering).arg(&path);
+                    command.arg("--recover").arg(recovering).arg(&path).process_group(0);
                     let spawned = command.spawn();
                     child = Some(
                         spawned

@@ -892,7 +892,7 @@ pub(crate) fn restart_command(
 ) -> io::Result<tokio::process::Command> {
     let program = place::find("ulpm_restart").map_err(io::Error::other)?;
     let mut command = tokio::process::Command::new(program);
-    command.arg("-c").arg(&shared.socket).process_group(0);
+    command.arg("-c").arg(&shared.socket);
     command.env_remove("LD_PRELOAD").env_remove("ULPM_JOB");
     let null = std::process::Stdio::null;
     command.stdin(null()).stdout(null()).stderr(null());
