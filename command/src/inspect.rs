@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use ulpm_control::exit;
 use ulpm_control::manifest::{FILE_NAME, Manifest, ManifestError};
-use ulpm_image::meta::{description_kind, region_flag, region_kind};
+use ulpm_image::meta::{description_kind, plugin_flag, region_flag, region_kind};
 use ulpm_image::{Batch, Crc32c, Header, ImageError, Meta, PAGE};
 
 use crate::text;
@@ -77,6 +77,7 @@ struct Image {
     descriptors: Vec<Descriptor>,
     pipes: Vec<Pipe>,
     zombies: Vec<Zombie>,
+    plugins: Vec<Plugin>,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,6 +137,16 @@ struct Pipe {
 struct Zombie {
     pid: i32,
     status: i32,
+}
+
+#[derive(Debug, Serialize)]
+struct Plugin {
+    name: String,
+    version: String,
+    path: String,
+    required: bool,
+    section_version: u32,
+    section: String,
 }
 
 /// Describes an image, or all images of a checkpoint's directory, after checking every byte.
@@ -353,6 +364,18 @@ fn describe(file: String, bytes: u64, header: &Header, meta: &Meta, saved: &Save
             .iter()
             .map(|pipe| Pipe { id: pipe.id, capacity: pipe.capacity, bytes: pipe.content.len() })
             .collect(),
+        plugins: meta
+            .plugins
+            .iter()
+            .map(|plugin| Plugin {
+                name: lossy(&plugin.name),
+                version: lossy(&plugin.version),
+                path: lossy(&plugin.path),
+                required: plugin.flags & plugin_flag::REQUIRED != 0,
+                section_version: plugin.section_version,
+                section: plugin.section.escape_ascii().to_string(),
+            })
+            .collect(),
         zombies: meta
             .zombies
             .iter()
@@ -468,6 +491,14 @@ fn show(image: &Image) -> String {
     out += &text::table(&image.descriptors.iter().map(descriptor).collect::<Vec<_>>(), 2);
     for pipe in &image.pipes {
         out += &format!("pipe {} holds {} of {} bytes\n", pipe.id, pipe.bytes, pipe.capacity);
+    }
+    for plugin in &image.plugins {
+        let Plugin { name, version, path, section_version, section, .. } = plugin;
+        out += &format!("plugin {name} {version} ({path})");
+        if !section.is_empty() {
+            out += &format!(", section of version {section_version}: {section}");
+        }
+        out.push('\n');
     }
     for zombie in &image.zombies {
         out += &format!("zombie {} with status {}\n", zombie.pid, zombie.status);

@@ -265,6 +265,8 @@ pub(crate) struct Job {
     asking: BTreeSet<i32>,
     /// What every freeze says now.
     freeze_flags: u32,
+    /// Programs that wish a checkpoint, and the number of the wish.
+    wishes: Vec<(Manager, u32)>,
     /// Connections on which images are announced. A process that goes on while its image is written may
     /// execute another program, whose manager is another; the forked writer keeps the first one's
     /// connection.
@@ -368,6 +370,7 @@ impl Job {
             managers: HashMap::new(),
             asking: BTreeSet::new(),
             freeze_flags: 0,
+            wishes: Vec::new(),
             writing: HashMap::new(),
             replaced: Vec::new(),
             proved: HashMap::new(),
@@ -422,6 +425,7 @@ impl Job {
                 Ok(None) => break,
                 Err(_) => {}
             }
+            self.grant_wishes().await;
             // Also when events come all the time.
             if !self.over && Instant::now() >= until {
                 self.tick().await;
@@ -432,6 +436,26 @@ impl Job {
             }
         }
         self.finish();
+    }
+
+    /// Saves the job, if programs of it wish that, and tells them.
+    async fn grant_wishes(&mut self) {
+        if self.wishes.is_empty() || self.doing != "running" || self.over {
+            return;
+        }
+        let wishes = std::mem::take(&mut self.wishes);
+        let (progress, _) = mpsc::unbounded_channel();
+        let done = self.checkpoint(None, Then::GoOn, &progress).await;
+        if let Err(error) = &done {
+            let text = ulpm_control::chain(error).join(": ");
+            tracing::warn!("job {}: a checkpoint that it wished failed: {text}", self.meta.name);
+            self.last_error = Some(text);
+        }
+        let errno = if done.is_ok() { 0 } else { nix::errno::Errno::ECANCELED as i32 };
+        for (manager, number) in wishes {
+            // It may have ended since.
+            let _ = manager.send(ToManager::Wished { number, errno }, None).await;
+        }
     }
 
     async fn tick(&mut self) {
@@ -560,9 +584,17 @@ impl Job {
                     Some(&writing) => writing == conn,
                     None => self.managers.get(&pid).is_some_and(|manager| manager.id == conn),
                 };
-                if heard && said == Said::Asks {
-                    self.asking.insert(pid);
-                    return None;
+                match said {
+                    Said::Asks if heard => {
+                        self.asking.insert(pid);
+                        return None;
+                    }
+                    Said::Wish { number } => {
+                        let wishes = self.managers.get(&pid).filter(|manager| manager.id == conn);
+                        self.wishes.extend(wishes.map(|manager| (manager.clone(), number)));
+                        return None;
+                    }
+                    _ => {}
                 }
                 return heard.then_some(Barrier::Said(Pid(pid), said));
             }
@@ -1811,7 +1843,10 @@ impl Job {
             Barrier::Lost(pid) if capture.needs(pid) => return Err(self.died(pid)),
             Barrier::Lost(_)
             | Barrier::Connected(_)
-            | Barrier::Said(_, Said::Frozen { .. } | Said::Asks | Said::Prepared) => Ok(()),
+            | Barrier::Said(
+                _,
+                Said::Frozen { .. } | Said::Asks | Said::Prepared | Said::Wish { .. },
+            ) => Ok(()),
         };
         if let Err(error) = taken {
             tracing::warn!("job {}: {error}", self.meta.name);

@@ -23,6 +23,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 pub(crate) enum Said {
     Asks,
     Prepared,
+    Wish { number: u32 },
     Frozen { threads: u32 },
     Snapped,
     Written { bytes: u64 },
@@ -140,6 +141,7 @@ impl Manager {
             FromManager::Frozen { threads } => Said::Frozen { threads },
             FromManager::Asks => Said::Asks,
             FromManager::Prepared => Said::Prepared,
+            FromManager::Wish { number } => Said::Wish { number },
             FromManager::Snapped => Said::Snapped,
             FromManager::Written { bytes } => Said::Written { bytes },
             FromManager::Failed { failure, errno, text } => {

@@ -280,7 +280,9 @@ fn hear(stream: &UnixStream) -> Option<(u16, Vec<u8>, Option<OwnedFd>)> {
 fn manage(stream: &UnixStream, manner: Manner, sleep: &Mutex<Child>, tell: &mpsc::Sender<String>) {
     while let Some((kind, payload, fd)) = hear(stream) {
         match ToManager::decode(kind, &payload).unwrap() {
-            ToManager::Prepare { .. } => panic!("nobody has asked for it"),
+            ToManager::Prepare { .. } | ToManager::Wished { .. } => {
+                panic!("nobody has asked for it")
+            }
             ToManager::Freeze { epoch, .. } => {
                 let _ = tell.send(format!("freeze {epoch}"));
                 match manner {

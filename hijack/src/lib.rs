@@ -35,6 +35,7 @@ mod owners;
 mod plugins;
 mod private;
 mod process;
+mod program;
 mod requests;
 mod restart;
 mod seals;

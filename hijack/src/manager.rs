@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use ulpm_plugin::event;
 use ulpm_protocol::manager::{
     CAPTURE_FILES, CAPTURE_HOLD, CAPTURE_REPAIR, CAPTURE_STOPPED, CAPTURE_SYNC, FREEZE_FORGET,
-    FREEZE_MIGRATE, FREEZE_NOTE, FREEZE_STOPPED, Failure, FrameHeader, FromManager, HEADER_LEN,
-    MANAGER_COMM, Thawed, ToManager, VERSION, WRITER_COMM,
+    FREEZE_MIGRATE, FREEZE_NOTE, FREEZE_SIGNAL, FREEZE_STOPPED, Failure, FrameHeader, FromManager,
+    HEADER_LEN, MANAGER_COMM, Thawed, ToManager, VERSION, WRITER_COMM,
 };
 use ulpm_protocol::table::{Handover, Table, object_flag};
 use ulpm_sys::arch::{nr, syscall};
@@ -23,7 +23,9 @@ use crate::freeze::{self, Failed};
 use crate::plugins::Thaw;
 use crate::private::PRIVATE;
 use crate::process::{self, PerProcess};
-use crate::{arch, connections, heap, notices, owners, plugins, requests, stops, threads, timers};
+use crate::{
+    arch, connections, heap, notices, owners, plugins, program, requests, stops, threads, timers,
+};
 
 /// How long to wait before the coordinator's socket is tried again.
 const RETRY_NS: i64 = 100_000_000;
@@ -103,7 +105,10 @@ extern "C" fn run() -> ! {
         writer: None,
         looked_into: None,
         prepared: false,
+        wished: 0,
+        asks: false,
     };
+    program::begin(own);
     if manager.restored != 0 {
         let deadline = ulpm_sys::monotonic_ns() + RESTORE_DEADLINE_NS;
         if !threads::wait_stopped(own, manager.restored, deadline) {
@@ -125,6 +130,7 @@ extern "C" fn run() -> ! {
         }
         // Nobody of the job goes on before the coordinator has heard of everyone.
         capture::ipc::settle();
+        program::restarted(own);
         plugins::restored();
     }
     loop {
@@ -176,6 +182,10 @@ struct Manager {
     looked_into: Option<capture::LookedInto>,
     /// The plugins have been asked, and are to be told of the thaw.
     prepared: bool,
+    /// The last wish of which the coordinator knows; 0 for none.
+    wished: u32,
+    /// The coordinator knows that it is to ask before a freeze.
+    asks: bool,
 }
 
 impl Manager {
@@ -189,21 +199,39 @@ impl Manager {
             restored: self.restored != 0,
             stopped: self.restored != 0 && crate::restart::will_stop(),
         };
-        if self.send(&hello).is_err()
-            || plugins::has_helper(self.own) && self.send(&FromManager::Asks).is_err()
-        {
+        if self.send(&hello).is_err() {
             return;
         }
+        (self.wished, self.asks) = (0, false);
         while self.wait_and_handle().is_ok() {}
     }
 
+    /// Says what the program wants.
+    fn tell_wishes(&mut self) -> Result<(), Disconnected> {
+        if !self.asks && (plugins::has_helper(self.own) || program::holds(self.own)) {
+            self.asks = true;
+            self.send(&FromManager::Asks)?;
+        }
+        match program::unanswered(self.own) {
+            Some(number) if number != self.wished => {
+                self.wished = number;
+                self.send(&FromManager::Wish { number })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn wait_and_handle(&mut self) -> Result<(), Disconnected> {
+        self.tell_wishes()?;
         let writer = self.writer.map_or(-1, |writer| writer.pidfd);
         let mut fds = [
             PollFd { fd: self.socket, events: POLLIN, revents: 0 },
             PollFd { fd: writer, events: POLLIN, revents: 0 },
         ];
-        ulpm_sys::poll(&mut fds, -1)?;
+        match ulpm_sys::poll_signals(&mut fds, signal::ALL & !signal::bit(FREEZE_SIGNAL)) {
+            Err(Errno::INTR) => return Ok(()), // See `program`.
+            result => result?,
+        };
         if fds[1].revents != 0 {
             self.reap_writer()?;
         }
@@ -236,6 +264,10 @@ impl Manager {
                 self.thaw(how);
                 Ok(())
             }
+            ToManager::Wished { number, errno } => {
+                program::answer(self.own, number, errno);
+                Ok(())
+            }
             ToManager::End => {
                 remove_objects(self.table);
                 end()
@@ -248,6 +280,7 @@ impl Manager {
         if !self.prepared {
             self.prepared = true;
             plugins::prepare(self.own, deadline_ms, flags & FREEZE_MIGRATE != 0)?;
+            program::close(self.own, deadline_ms)?;
         }
         Ok(())
     }
@@ -426,6 +459,7 @@ impl Manager {
         let restored = self.restored != 0;
         self.let_go_on();
         if core::mem::take(&mut self.prepared) || restored {
+            program::open(self.own);
             plugins::thawed(
                 self.own,
                 match how {

@@ -36,6 +36,7 @@ use crate::__errno_location;
 use crate::arch::{signal_return, thread_slot};
 use crate::freeze::Failed;
 use crate::process::{self, PerProcess};
+use crate::program;
 use crate::wrap::pthread;
 
 /// Plugins that a process can have.
@@ -852,7 +853,7 @@ unsafe extern "C" fn set_variable(
 ///
 /// None is needed.
 unsafe extern "C" fn wish_checkpoint(_: *const Services) -> c_int {
-    -1
+    if program::wish() { 0 } else { -1 }
 }
 
 /// # Safety

@@ -10,7 +10,7 @@ use ulpm_sys::signal::{self, bit};
 use ulpm_sys::{Errno, map, oflag, prot};
 
 use crate::wrap::paths;
-use crate::{clock, heap, manager, next, plugins, threads};
+use crate::{clock, heap, manager, next, plugins, program, threads};
 
 #[link(name = "c")]
 unsafe extern "C" {
@@ -52,6 +52,8 @@ pub(crate) struct PerProcess {
     pub(crate) outside_parent: [AtomicI32; 2],
     /// The thread that calls plugins.
     pub(crate) helper: plugins::Helper,
+    /// What the program asks of us.
+    pub(crate) asked: program::Asked,
 }
 
 static PER_PROCESS: AtomicPtr<PerProcess> = AtomicPtr::new(ptr::null_mut());

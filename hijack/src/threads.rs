@@ -20,7 +20,7 @@ use ulpm_sys::{Errno, Processors, Scheduling, Timespec, pr};
 
 use crate::process::{self, PerProcess};
 use crate::wrap::fork::freeze_signals;
-use crate::{arch, clock, critical, cut, manager, timed};
+use crate::{arch, clock, critical, cut, manager, program, timed};
 
 /// Threads that a process can have to be saved.
 pub(crate) const MAX_THREADS: usize = 16384;
@@ -213,6 +213,9 @@ extern "C" fn on_freeze(signo: i32, info: *const SigInfo, context: *mut UserCont
     };
     #[expect(clippy::cast_possible_truncation, reason = "the low half is the epoch")]
     let epoch = info.value as u32;
+    if epoch == 0 && program::woken(own) {
+        return;
+    }
     // Read before the epoch is looked at: a thaw that comes in between is not missed.
     let thaw = own.thaw.load(Ordering::Acquire);
     process::virtual_pid(own);

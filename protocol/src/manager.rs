@@ -15,6 +15,8 @@
 //!    │◀──────────────── Thaw or End ───│  with HOLD only
 //! ```
 //!
+//! A manager says `Wish` at any time when the program wants a checkpoint, and hears `Wished` when that is done or has failed.
+//!
 //! A restarted process says `Hello` with `restored` set once its threads exist, and waits for `Thaw`.
 //! `Thaw` is right at every moment: before `Snapped` it aborts, and the image is left incomplete.
 //! When the connection breaks the manager thaws its process, or ends it if the job table says that the
@@ -193,6 +195,11 @@ pub enum FromManager<'a> {
     Asks,
     /// It may be frozen.
     Prepared,
+    /// The program wishes a checkpoint.
+    Wish {
+        /// Which wish of this process; the last of several.
+        number: u32,
+    },
     /// Every user thread stands still.
     Frozen {
         /// How many there are.
@@ -283,6 +290,13 @@ pub enum ToManager<'a> {
     },
     /// Go on.
     Thaw(Thawed),
+    /// The answer to `Wish`.
+    Wished {
+        /// Of which.
+        number: u32,
+        /// 0: the checkpoint is durable.
+        errno: i32,
+    },
     /// End the process at once, as by SIGKILL: it was handed over.
     End,
 }
@@ -294,11 +308,13 @@ const WRITTEN: u16 = 4;
 const FAILED: u16 = 5;
 const ASKS: u16 = 6;
 const PREPARED: u16 = 7;
+const WISH: u16 = 8;
 const FREEZE: u16 = 33;
 const CAPTURE: u16 = 34;
 const THAW: u16 = 35;
 const END: u16 = 36;
 const PREPARE: u16 = 37;
+const WISHED: u16 = 38;
 
 impl<'a> FromManager<'a> {
     /// Writes the frame into `buffer` and returns its length; a text that is too long is cut.
@@ -319,6 +335,10 @@ impl<'a> FromManager<'a> {
             }
             Self::Asks => ASKS,
             Self::Prepared => PREPARED,
+            Self::Wish { number } => {
+                out.put(&number.to_le_bytes());
+                WISH
+            }
             Self::Snapped => SNAPPED,
             Self::Written { bytes } => {
                 out.put(&bytes.to_le_bytes());
@@ -353,6 +373,7 @@ impl<'a> FromManager<'a> {
             FROZEN => Self::Frozen { threads: fields.u32()? },
             ASKS => Self::Asks,
             PREPARED => Self::Prepared,
+            WISH => Self::Wish { number: fields.u32()? },
             SNAPPED => Self::Snapped,
             WRITTEN => Self::Written { bytes: fields.u64()? },
             FAILED => Self::Failed {
@@ -370,6 +391,11 @@ impl<'a> ToManager<'a> {
     pub fn encode(&self, buffer: &mut [u8; HEADER_LEN + MAX_PAYLOAD]) -> usize {
         let mut out = Writer::new(buffer);
         let kind = match *self {
+            Self::Wished { number, errno } => {
+                out.put(&number.to_le_bytes());
+                out.put(&errno.to_le_bytes());
+                WISHED
+            }
             Self::Prepare { deadline_ms, flags } => {
                 out.put(&deadline_ms.to_le_bytes());
                 out.put(&flags.to_le_bytes());
@@ -415,6 +441,7 @@ impl<'a> ToManager<'a> {
                 Ok(2) => Thawed::Moved,
                 _ => Thawed::Aborted,
             }),
+            WISHED => Self::Wished { number: fields.u32()?, errno: fields.i32()? },
             PREPARE => Self::Prepare { deadline_ms: fields.u32()?, flags: fields.u32()? },
             END => Self::End,
             _ => return Err(FrameError::UnknownKind(kind)),
@@ -504,6 +531,7 @@ mod tests {
             FromManager::Frozen { threads: 3 },
             FromManager::Asks,
             FromManager::Prepared,
+            FromManager::Wish { number: 3 },
             FromManager::Snapped,
             FromManager::Written { bytes: 1 << 40 },
             FromManager::Failed { failure: Failure::Write, errno: 28, text: b"disk full" },

@@ -1105,6 +1105,18 @@ pub fn poll(fds: &mut [PollFd], timeout_ms: i32) -> Result<usize, Errno> {
     check(unsafe { syscall(nr::POLL, [at, fds.len(), word(timeout_ms), 0, 0, 0]) })
 }
 
+/// Waits for descriptors without end, or for a signal of which `mask` has no bit.
+///
+/// # Errors
+///
+/// INTR: there was one.
+pub fn poll_signals(fds: &mut [PollFd], mask: u64) -> Result<usize, Errno> {
+    let at = fds.as_mut_ptr().addr();
+    let mask_at = core::ptr::from_ref(&mask).addr();
+    // SAFETY: borrowed.
+    check(unsafe { syscall(nr::PPOLL, [at, fds.len(), 0, mask_at, size_of::<u64>(), 0]) })
+}
+
 /// A stream socket that is connected to the unix socket at `path`, closed on exec.
 ///
 /// # Errors

@@ -26,6 +26,8 @@ static int told(const struct ulpm_event *event, const struct ulpm_services *serv
     if (event->size < sizeof *event || event->number == 0 || event->number >= sizeof names / sizeof *names)
         return 0;
     services->log(services, names[event->number]);
+    if (event->number == ULPM_EVENT_INIT)
+        services->set_section(services, 3, "from told", 9);
     if (event->number == ULPM_EVENT_FROZEN || event->number == ULPM_EVENT_RESTORED)
         return 0; // No libc there.
     if (does(event->number, "crash"))

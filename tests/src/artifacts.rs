@@ -10,12 +10,14 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::Result;
 
-pub(crate) const BINARIES: [&str; 6] = [
+pub(crate) const BINARIES: [&str; 8] = [
     "ulpm_coordinator",
     "ulpm_launch",
     "ulpm_command",
     "ulpm_restart",
     "libulpm_hijack.so",
+    "libulpm_plugin_environ.so",
+    "libulpm_plugin_notify.so",
     "libulpm_plugin_tell.so",
 ];
 const FLAGS: [&str; 7] = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE"];
@@ -191,7 +193,12 @@ fn compile(name: &str, dir: &Path) -> Result<PathBuf> {
     }
     compiler.args(variant.map(|(_, flag)| flag));
     if stem.starts_with("plugin_") {
-        compiler.args(["-shared", "-fPIC", "-I"]).arg(sources().join("../plugins/include"));
+        compiler.args(["-shared", "-fPIC", "-Wl,-z,now", "-I"]);
+        compiler.arg(sources().join("../plugins/include"));
+    }
+    if stem == "plugin_python" {
+        let output = Command::new("/usr/bin/python3-config").arg("--includes").output()?;
+        compiler.args(String::from_utf8_lossy(&output.stdout).split_whitespace());
     }
     let half = dir.join(format!(".{name}.half"));
     compiler.arg("-o").arg(&half).arg(&source);

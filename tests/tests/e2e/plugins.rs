@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ulpm_tests::{DEADLINE, Guest, Lab, Program, Result, ensure, guest_path, until};
+use ulpm_tests::{
+    DEADLINE, Guest, Lab, Pace, Program, Result, ensure, guest_path, program_path, until,
+};
 
 /// Processes of the guest `plugged`.
 const TREE: usize = 8;
@@ -57,8 +59,12 @@ fn a_plugin_in_c_and_one_in_rust_are_told_the_same_in_order() -> Result {
         guest.set_limit(3)?;
         guest.wait_for("step 3")?;
         wait_told(&log, "told: after-exec", 1)?;
-        lab.checkpoint(&guest)?;
+        let checkpoint = lab.checkpoint(&guest)?;
         wait_told(&log, "tell: thaw-checkpoint", TREE)?;
+        let path = checkpoint.path.to_string_lossy().into_owned();
+        let shown = lab.tool(0, "ulpm_command", &["--inspect", &path])?.success()?;
+        let sections = shown.matches(", section of version 3: from told").count();
+        ensure!(sections == TREE, "{sections} processes have the section of told");
 
         fs::write(&veto, "")?;
         let refused = lab.tool(0, "ulpm_command", &["--checkpoint", &guest.name])?;
@@ -180,6 +186,145 @@ fn what_is_no_plugin_is_refused_before_anything_is_started() -> Result {
             ensure!(output.code == code, "{plugin}: {} instead of {code}", output.code);
             ensure!(output.stdout.is_empty(), "{plugin}: the program ran");
             output.failure(&[words])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_plugin_that_is_missing_at_a_restart_is_named_and_only_one_that_is_required_is_needed() -> Result
+{
+    for required in [false, true] {
+        Lab::one_host(|lab| {
+            let mut plugin = fs::read(guest_path("plugin_told")?)?;
+            let at = plugin.windows(8).position(|bytes| bytes == [48, 0, 0, 0, 1, 0, 0, 0]);
+            // `flags` is at 36 in the descriptor.
+            plugin[at.ok_or("no descriptor")? + 36] = u8::from(required);
+            let path = lab.dir.join("told.so");
+            fs::write(&path, plugin)?;
+            // It executes others, which go without.
+            let (program, _) =
+                with_plugins(lab, Program::guest("surroundings", 20), &[path.as_path()]);
+            let guest = lab.launch(&program)?;
+            guest.set_limit(3)?;
+            guest.wait_for("step 3")?;
+            let checkpoint = lab.checkpoint_and_kill(&guest)?;
+            fs::rename(&path, lab.dir.join("told.away"))?;
+            if required {
+                let path = checkpoint.path.to_string_lossy().into_owned();
+                let refused = lab.tool(0, "ulpm_restart", &[&path])?;
+                refused.failure(&["plugin told 1.0", "is not here, and wants to be required"])?;
+                return Ok(());
+            }
+            let twin = lab.restart(&guest, &checkpoint.path)?;
+            twin.set_free()?;
+            let finished = twin.finish()?.expect_code(0)?;
+            ensure!(
+                finished.stderr.lines().count() == 1
+                    && finished.stderr.contains("programs that the job starts go without it"),
+                "{}",
+                finished.stderr
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_asks_for_checkpoints_and_holds_them_back() -> Result {
+    Lab::one_host(|lab| {
+        let program = Program::guest("asks", 20);
+        lab.native(&program.clone().arg("natively"))?.finish()?.expect_code(0)?;
+        let guest = lab.launch(&program)?;
+        guest.set_limit(2)?;
+        guest.wait_for("step 2")?;
+        until("the refusal of a checkpoint", DEADLINE, || {
+            let job = lab.job(0, &guest.name)?.ok_or("the job is not listed")?;
+            let error = job["last_error"].as_str().unwrap_or_default();
+            Ok(error.contains("has held checkpoints back").then_some(()))
+        })?;
+        guest.set_limit(4)?;
+        guest.wait_for("step 4")?;
+        let checkpoint = lab.checkpoint_and_kill(&guest)?;
+        let twin = lab.restart(&guest, &checkpoint.path)?;
+        twin.set_free()?;
+        twin.finish()?.expect_code(0).map(drop)
+    })
+}
+
+#[test]
+fn a_python_program_saves_itself_and_knows_when_it_was_restarted() -> Result {
+    Lab::one_host(|lab| {
+        let modules = lab.dir.join("modules");
+        fs::create_dir(&modules)?;
+        fs::copy(guest_path("plugin_python")?, modules.join("ulpm.so"))?;
+        let script = program_path("checkpoints_itself.py");
+        let argv = ["/usr/bin/python3", &script.to_string_lossy(), &modules.to_string_lossy()];
+        let mut guest = lab.launch(&Program::new("itself", &argv, Pace::Lines))?;
+        let latest = lab.images().join(&guest.name).join("latest");
+        for step in [7, 19, 31] {
+            guest.wait_for(&format!("step {step}"))?;
+            guest.kill_tree()?;
+            guest = lab.restart(&guest, &latest.canonicalize()?)?;
+        }
+        let finished = guest.finish()?.expect_code(0)?;
+        ensure!(finished.stdout.contains("restarted"), "{}", finished.stdout);
+        ensure!(finished.stdout.ends_with("ok restarts 3\n"), "{}", finished.stdout);
+        Ok(())
+    })
+}
+
+#[test]
+fn chosen_variables_are_read_anew_and_a_command_is_told() -> Result {
+    Lab::one_host(|lab| {
+        let told = lab.dir.join("told");
+        let command = format!("echo \"$ULPM_EVENT ${{LD_PRELOAD-}}\" >> {}", told.display());
+        let program = Program::guest("surroundings", 40)
+            .env("ULPM_ENVIRON", "CHOSEN,ADDED,LEFT")
+            .env("ULPM_NOTIFY", command)
+            .env("CHOSEN", "one")
+            .env("LEFT", "behind");
+        let guest = lab.launch(
+            &program.option("--plugin").option("environ").option("--plugin").option("notify"),
+        )?;
+        guest.set_limit(3)?;
+        guest.wait_for("step 3")?;
+        guest.wait_for("variables one - behind")?;
+        lab.checkpoint(&guest)?;
+        wait_told(&told, "thaw-checkpoint ", 1)?;
+        let checkpoint = lab.checkpoint_and_kill(&guest)?;
+        let mut command = lab.hosts[0].tool("ulpm_restart");
+        command.env("CHOSEN", "two, and longer").env("ADDED", "").env_remove("LEFT");
+        command.arg(&checkpoint.path);
+        let twin = lab.start_command(0, &guest.name, command)?;
+        guest.set_free()?;
+        twin.wait_for("variables two, and longer  behind")?;
+        twin.finish()?.expect_code(0)?;
+        wait_told(&told, "thaw-restart ", 1)
+    })
+}
+
+/// Runs each block of commands in docs/plugins.md as it is printed, in a directory where the sources lie.
+#[test]
+fn the_commands_in_the_documentation_work_as_printed() -> Result {
+    let sources = program_path("../..");
+    let Ok(text) = fs::read_to_string(sources.join("docs/plugins.md")) else {
+        println!("the documentation is not here: the run as root shows this");
+        return Ok(());
+    };
+    Lab::one_host(|lab| {
+        let dir = lab.dir.join("docs");
+        fs::create_dir(&dir)?;
+        std::os::unix::fs::symlink(sources.join("plugins"), dir.join("plugins"))?;
+        let blocks: Vec<&str> =
+            text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        ensure!(blocks.len() >= 4, "only {} blocks of commands", blocks.len());
+        for block in blocks {
+            let mut command = lab.hosts[0].command("sh");
+            command.args(["-euc", block]).current_dir(&dir);
+            command.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", lab.bin.display()));
+            lab.output(command)?.success()?;
         }
         Ok(())
     })

@@ -1,0 +1,2 @@
+// The Python module `ulpm`.
+#include "../../plugins/python/ulpm.c"
