@@ -743,25 +743,33 @@ pub fn sched_yield() {
 /// Copies this process's own memory from an address on; returns how many words could be read.
 pub fn read_own_memory(from: usize, words: &mut [u64]) -> usize {
     // SAFETY: the words are borrowed.
-    unsafe { read_own(from, words.as_mut_ptr().addr(), size_of_val(words)) / size_of::<u64>() }
+    let read = unsafe { read_own(from, words.as_mut_ptr().addr(), size_of_val(words)) };
+    read.unwrap_or(0) / size_of::<u64>()
 }
 
 /// Copies this process's own memory from an address on; returns how many bytes could be read.
 pub fn read_own_bytes(from: usize, bytes: &mut [u8]) -> usize {
     // SAFETY: the bytes are borrowed.
-    unsafe { read_own(from, bytes.as_mut_ptr().addr(), bytes.len()) }
+    unsafe { read_own(from, bytes.as_mut_ptr().addr(), bytes.len()).unwrap_or(0) }
+}
+
+/// Whether this process's own memory can be read at an address; true also where the kernel does not say.
+#[must_use]
+pub fn is_readable(at: usize) -> bool {
+    let mut byte = 0u8;
+    // SAFETY: the byte is borrowed.
+    unsafe { read_own(at, (&raw mut byte).addr(), 1) != Err(Errno::FAULT) }
 }
 
 /// # Safety
 ///
 /// `to` may be written to for `len` bytes.
-unsafe fn read_own(from: usize, to: usize, len: usize) -> usize {
+unsafe fn read_own(from: usize, to: usize, len: usize) -> Result<usize, Errno> {
     let (local, remote) = ([to, len], [from, len]);
     let [local, remote] = [local.as_ptr().addr(), remote.as_ptr().addr()];
     let own = word(crate::getpid());
     // SAFETY: the caller vouches for it; what cannot be read the kernel tells.
-    let read = check(unsafe { syscall(nr::PROCESS_VM_READV, [own, local, 1, remote, 1, 0]) });
-    read.unwrap_or(0)
+    check(unsafe { syscall(nr::PROCESS_VM_READV, [own, local, 1, remote, 1, 0]) })
 }
 
 /// Seconds and nanoseconds.

@@ -314,8 +314,7 @@ pub(crate) fn runs<E: From<Errno>>(
 
 /// How much of a mapping can be read: what is behind the end of its file cannot, and the reader would be killed (SIGBUS).
 fn readable(start: usize, len: usize) -> usize {
-    let mut word = [0];
-    let mut can_read = |page: usize| ulpm_sys::read_own_memory(start + page * PAGE, &mut word) == 1;
+    let can_read = |page: usize| ulpm_sys::is_readable(start + page * PAGE);
     let (mut readable, mut all) = (0, len / PAGE);
     if all == 0 || can_read(all - 1) {
         return len;
