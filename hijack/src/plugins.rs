@@ -507,14 +507,15 @@ fn ask(helper: &Helper, moves: bool) -> bool {
             // SAFETY: see `Reason`.
             unsafe { (*REASON.0.get())[0] = 0 };
             let vetoed = call_helped(helper, index, number, true) != 0;
+            // Also one whose answer comes too late has to be told that it was in vain.
+            if number == event::PRE_FREEZE && !vetoed {
+                helper.asked.store(u32::try_from(index + 1).unwrap_or(0), Ordering::Relaxed);
+            }
             if vetoed || helper.cancelled.load(Ordering::Acquire) != 0 {
                 if vetoed {
                     refuse(index, None);
                 }
                 return false;
-            }
-            if number == event::PRE_FREEZE {
-                helper.asked.store(u32::try_from(index + 1).unwrap_or(0), Ordering::Relaxed);
             }
         }
     }
@@ -564,6 +565,7 @@ fn tell_thaw(helper: &Helper, thaw: u32, behind: Option<(u32, usize)>) {
             }
         }
     }
+    helper.asked.store(0, Ordering::Relaxed);
     helper.telling.store(0, Ordering::Release);
 }
 

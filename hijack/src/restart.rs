@@ -75,6 +75,12 @@ pub(crate) unsafe extern "C" fn ulpm_restart_entry(info: *const RestartInfo) -> 
             unsafe { clone(stopped) };
         }
     }
+    if let Some(any) = leader.or_else(|| threads::stopped(own).next()) {
+        // The manager begins with this thread's own: until now that of ulpm_restart, whose memory is gone. What a plugin's
+        // callback reads there is what the compiler has put in (a stack protector's word).
+        // SAFETY: the address was that thread's in the image.
+        unsafe { syscall(nr::ARCH_PRCTL, [prctl::SET_FS, (*any).fs, 0, 0, 0, 0]) };
+    }
     manager::start_restored(own, count);
     match leader {
         // SAFETY: as above; this thread has no other use any more.

@@ -10,6 +10,7 @@
 //! standard streams are /dev/null.
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::OnceLock;
 
 use ulpm_plugin::{Event, Services, bit, event};
@@ -78,9 +79,10 @@ fn choose(services: &Services) -> Option<Chosen> {
     });
     // Whatever makes a program one of the job.
     let ours = ["LD_PRELOAD", "ULPM_JOB", "ULPM_PLUGINS"];
-    let environment = std::env::vars()
-        .filter(|(name, _)| !ours.contains(&name.as_str()))
-        .filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok());
+    let environment =
+        std::env::vars_os().filter(|(name, _)| !ours.iter().any(|own| name == own)).filter_map(
+            |(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok(),
+        );
     Some(Chosen { events, command, environment: environment.collect() })
 }
 
