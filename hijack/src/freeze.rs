@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use ulpm_protocol::manager::{FREEZE_COOKIE, FREEZE_SIGNAL, Failure};
 use ulpm_sys::fmt::Text;
@@ -107,15 +107,24 @@ pub(crate) fn thaw(own: &PerProcess, epoch: u32) {
 /// Threads that only run where nobody else wants to (SCHED_IDLE), and that are scheduled as others are until the thaw: on a
 /// machine that has much to do they would not stop in time, nor take their signals. One that does not stop at once may see
 /// that, so it is done to those only, and when all stand still.
-struct Raised(UnsafeCell<[(i32, Scheduling); 256]>, AtomicUsize);
+struct Raised {
+    list: UnsafeCell<[(i32, Scheduling); 256]>,
+    count: AtomicUsize,
+    /// The process whose threads they are: a forked child has a copy of its parent's list.
+    pid: AtomicI32,
+}
 // SAFETY: used by the manager thread only.
 unsafe impl Sync for Raised {}
-static RAISED: Raised = Raised(UnsafeCell::new([(0, [0; 7]); 256]), AtomicUsize::new(0));
+static RAISED: Raised = Raised {
+    list: UnsafeCell::new([(0, [0; 7]); 256]),
+    count: AtomicUsize::new(0),
+    pid: AtomicI32::new(0),
+};
 
 impl Raised {
     fn list(&self) -> &[(i32, Scheduling)] {
         // SAFETY: see above; it is let go of before anything is added.
-        unsafe { &(&*self.0.get())[..self.1.load(Ordering::Relaxed)] }
+        unsafe { &(&*self.list.get())[..self.count.load(Ordering::Relaxed)] }
     }
 }
 
@@ -125,14 +134,21 @@ fn raise(tid: i32) {
     const IDLE: u64 = 5 << 32;
     const POLICY: u64 = 0xffff_ffff << 32;
     let Ok(before) = ulpm_sys::scheduling(tid) else { return };
-    let count = RAISED.1.load(Ordering::Relaxed);
+    if before[0] & POLICY != IDLE {
+        return;
+    }
+    let own = ulpm_sys::getpid();
+    if RAISED.pid.swap(own, Ordering::Relaxed) != own {
+        forget_raised();
+    }
+    let count = RAISED.count.load(Ordering::Relaxed);
     // SAFETY: see above.
-    let Some(place) = (unsafe { &mut *RAISED.0.get() }).get_mut(count) else { return };
+    let Some(place) = (unsafe { &mut *RAISED.list.get() }).get_mut(count) else { return };
     let mut other = before;
     other[0] &= !POLICY;
-    if before[0] & POLICY == IDLE && ulpm_sys::set_scheduling(tid, &other).is_ok() {
+    if ulpm_sys::set_scheduling(tid, &other).is_ok() {
         *place = (tid, before);
-        RAISED.1.store(count + 1, Ordering::Relaxed);
+        RAISED.count.store(count + 1, Ordering::Relaxed);
     }
 }
 
@@ -150,7 +166,8 @@ fn raise_stopped(own: &PerProcess) {
 
 /// Has all be scheduled as they were.
 fn lower() {
-    for (tid, before) in RAISED.list() {
+    let is_own = || RAISED.pid.load(Ordering::Relaxed) == ulpm_sys::getpid();
+    for (tid, before) in RAISED.list().iter().filter(|_| is_own()) {
         let _ = ulpm_sys::set_scheduling(*tid, before);
     }
     forget_raised();
@@ -158,7 +175,7 @@ fn lower() {
 
 /// In a new process nobody is raised.
 pub(crate) fn forget_raised() {
-    RAISED.1.store(0, Ordering::Relaxed);
+    RAISED.count.store(0, Ordering::Relaxed);
 }
 
 /// The program's SIGUSR2, or whichever signal was chosen, while a freeze is going on.
