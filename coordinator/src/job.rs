@@ -33,7 +33,7 @@ use crate::kernel::{self, Mapped};
 use crate::manager::{ConnId, Hello, Manager, Said};
 use crate::migrate::{Manner, check};
 use crate::process::{self, Stat};
-use crate::recovery::{Asker, Attempt, JobFailure};
+use crate::recovery::{Asker, Attempt, JobFailure, RECOVERING};
 use crate::server::Shared;
 use crate::state::{self, Finished, JobMeta, Parent};
 
@@ -291,6 +291,8 @@ pub(crate) struct Job {
     pub(crate) exited: Option<i32>,
     /// How the root has ended, as far as it was seen from here.
     pub(crate) root_status: Option<i32>,
+    /// It has ended, and nobody can say how.
+    pub(crate) root_untold: bool,
     /// Members whose end is waited for, with their start times.
     pub(crate) watched: HashMap<i32, u64>,
     /// The job is to be restarted.
@@ -302,7 +304,7 @@ pub(crate) struct Job {
     /// Somebody has ended it, or it was given up.
     pub(crate) ended: bool,
     /// When it was found that no process is left.
-    empty_since: Option<Instant>,
+    pub(crate) empty_since: Option<Instant>,
     /// No process is expected yet.
     fresh: bool,
     pub(crate) over: bool,
@@ -384,6 +386,7 @@ impl Job {
             next_checkpoint: None,
             exited: None,
             root_status: None,
+            root_untold: false,
             watched: HashMap::new(),
             failure: None,
             attempt: None,
@@ -732,6 +735,8 @@ impl Job {
             Some(attempt) => {
                 attempt.failed.get_or_insert_with(|| text.into());
             }
+            // The word of an attempt that was given up before.
+            None if self.doing == RECOVERING => {}
             None => self.over = true,
         }
     }
@@ -903,7 +908,9 @@ impl Job {
                 // One that has been told to go on is nobody's to end any more, whoever has died since:
                 // after a commit it is the only instance.
                 let waits = self.restoring.take().is_some();
-                if !waits && self.table.table().handover() == Handover::None {
+                let is_late =
+                    self.doing == RECOVERING || self.table.table().handover() == Handover::None;
+                if !waits && is_late {
                     let _ = answer.send(Ok(()));
                     return;
                 }

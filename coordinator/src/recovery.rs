@@ -42,6 +42,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const ROOTS_WORD: Duration = Duration::from_secs(3);
 /// How long it takes at most until the end of a process is heard of.
 const HEARSAY: Duration = Duration::from_millis(200);
+/// How long no process is there before that is a failure, when nobody has said how the first one ended.
+const GONE: Duration = Duration::from_secs(1);
 /// How long whoever waits for the root may take to ask when it is not restarted.
 const ASKERS_WORD: Duration = Duration::from_secs(5);
 
@@ -147,12 +149,13 @@ impl Job {
         self.watched.remove(&pid);
         let virt = self.virtual_of(pid);
         let root = self.meta.root == Some(virt);
-        let Some(status) = status else { return };
         if root {
-            self.root_status = Some(status);
+            self.root_status = status;
+            self.root_untold = status.is_none();
         }
+        let Some(status) = status else { return };
         let signal = status & 0x7f;
-        if is_failure(signal) && !self.is_own_doing(pid) {
+        if is_failure(signal) && !self.is_own_doing(pid, signal) {
             let what = if root { "its first process" } else { "its process" };
             let name = signal_name(signal);
             self.fails(JobFailure {
@@ -162,11 +165,13 @@ impl Job {
         }
     }
 
-    /// Whether a process of the job has ended this one on purpose.
-    fn is_own_doing(&self, pid: i32) -> bool {
+    /// Whether a process of the job has ended this one on purpose, by that signal.
+    fn is_own_doing(&self, pid: i32, signal: i32) -> bool {
         use std::sync::atomic::Ordering;
         let slots = self.table.table().slots().iter();
-        slots.filter(|slot| slot.real() == pid).any(|slot| slot.killed.load(Ordering::Acquire) != 0)
+        slots
+            .filter(|slot| slot.real() == pid)
+            .any(|slot| slot.killed.load(Ordering::Acquire) == signal)
     }
 
     /// The job has failed; what is to be done about it is done when nothing else is.
@@ -190,7 +195,9 @@ impl Job {
                     slots.find(|slot| slot.virt() == virt).map(ulpm_protocol::table::Slot::real)
                 });
                 self.root_status = Some(status);
-                if has_failed(status) && !root.is_some_and(|pid| self.is_own_doing(pid)) {
+                if has_failed(status)
+                    && !root.is_some_and(|pid| self.is_own_doing(pid, status & 0x7f))
+                {
                     let name = signal_name(status & 0x7f);
                     let text = format!("its first process was ended by {name}");
                     self.fails(JobFailure { text, root: true });
@@ -238,6 +245,10 @@ impl Job {
                 let text = format!("its first process was ended by {name}");
                 self.fails(JobFailure { text, root: true });
             }
+            // It may have ended well, and nobody could tell how.
+            None if self.root_untold => return false,
+            // Its end may be on its way to us.
+            None if self.empty_since.get_or_insert_with(Instant::now).elapsed() < GONE => {}
             None => {
                 let text = "nothing is left of it, and it has not come to its end".into();
                 self.fails(JobFailure { text, root: true });
@@ -259,6 +270,11 @@ impl Job {
     /// Restarts the job, or gives it up.
     pub(crate) async fn recover(&mut self) {
         let Some(failure) = self.failure.take() else { return };
+        if !self.is_recoverable() {
+            // It was ended or moved on purpose meanwhile.
+            self.asker = None;
+            return;
+        }
         self.doing = RECOVERING;
         if !failure.root && !self.waits_for_root().await {
             // It has ended, and took that process along.
@@ -363,6 +379,11 @@ impl Job {
         if !*ended {
             self.say(&format!("{why}; what is left of it is ended"));
         }
+        // Nothing is ended for a checkpoint that is of no use.
+        let chosen = match self.choose().await {
+            Err(stop @ (Stop::GivenUp(_) | Stop::Over)) => return Err(stop),
+            chosen => chosen,
+        };
         self.end_the_rest().await?;
         *ended = true;
         fault::at("recovery.Ended");
@@ -377,7 +398,10 @@ impl Job {
         while Instant::now() < until && !self.meta.killed {
             self.pass(LOOK).await;
         }
-        let path = self.choose().await?;
+        let path = match chosen {
+            Ok(path) => path,
+            Err(_) => self.choose().await?,
+        };
         fault::at("recovery.Chosen");
         self.restart_from(path).await
     }
@@ -566,6 +590,7 @@ impl Job {
         self.table = table;
         self.set_table_path(path);
         self.root_status = None;
+        self.root_untold = false;
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use ulpm_control::message::{
 use ulpm_control::{JobId, OnFailure, Recovery, Reply, Request, exit, host, place};
 use ulpm_protocol::handover::Word;
 use ulpm_protocol::manager;
-use ulpm_protocol::table::{Handover, StreamId};
+use ulpm_protocol::table::{Handover, Slot, StreamId};
 
 use crate::error::JobError;
 use crate::generation;
@@ -30,6 +30,7 @@ use crate::manager::Manager;
 use crate::membership;
 use crate::migrate::{self, Hold, Incoming, Manner};
 use crate::network::{self, Caller, Link, Network};
+use crate::process;
 use crate::recovery::{Asker, Verdict};
 use crate::state::{self, ArrivedRecord, Finished, JobMeta, MovedRecord, Stage, StateDir};
 use crate::streams;
@@ -427,16 +428,26 @@ impl Shared {
     /// Takes up a job by its table, and returns what that says of a hand-over.
     fn take_up_job(
         self: &Arc<Self>,
-        meta: JobMeta,
+        mut meta: JobMeta,
         moved: &mut Vec<MovedRecord>,
     ) -> Option<Handover> {
         let path = self.state.table(meta.id, meta.table);
-        let is_kept_alive = meta.policy.recovery.on_failure != OnFailure::None && !meta.killed;
+        let (id, name) = (meta.id, meta.name.clone());
+        let was_handed_over = moved.iter().any(|record| record.id == id);
+        let is_kept_alive =
+            meta.policy.recovery.on_failure != OnFailure::None && !meta.killed && !was_handed_over;
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path);
         let table = match file.and_then(Mapped::open) {
             Ok(table) => table,
-            // The machine went down while it was written.
-            Err(_) if is_kept_alive && self.remake_table(&path, &meta) => {
+            // The machine went down while it was written. Not one that has come from another host: how far that was
+            // stood in the table. Nor one that is not there: it is the first thing of an ended job to go.
+            Err(error)
+                if is_kept_alive
+                    && error.kind() == io::ErrorKind::InvalidData
+                    && meta.origin.is_none()
+                    && process::of_job(&self.state.table_prefix(meta.id)).is_empty()
+                    && self.remake_table(&path, &meta) =>
+            {
                 return self.take_up_job(meta, moved);
             }
             Err(error) => {
@@ -451,8 +462,15 @@ impl Shared {
             }
         };
         let handover = table.table().handover();
-        let (id, name) = (meta.id, meta.name.clone());
-        if handover != Handover::Committed && moved.iter().any(|record| record.id == id) {
+        if handover != Handover::Committed && was_handed_over {
+            let lives = |slot: &Slot| slot.is_member() && process::Stat::of(slot.real()).is_some();
+            if !table.table().slots().iter().any(lives) {
+                // The machine went down, and the decision with it, which only the record outlives: the job may go on there.
+                tracing::warn!("job {name} ({id}) was handed over, and nothing of it is left here");
+                let _ = std::fs::remove_file(&path);
+                let _ = std::fs::remove_file(self.state.meta(id));
+                return None;
+            }
             // The last coordinator died between its record and its decision.
             moved.retain(|record| record.id != id);
             let _ = std::fs::remove_file(self.state.moved(id));
@@ -462,6 +480,10 @@ impl Shared {
             && meta.recovering.as_ref().is_some_and(|recovering| {
                 handover != Handover::None || recovering.table == meta.table
             });
+        if !is_restarting && meta.recovering.take().is_some() {
+            // It went on, and the last coordinator died before it could say so. Later it would be taken for one that has not.
+            let _ = crate::state::save(&self.state.meta(id), &meta);
+        }
         let handle = Job::start(self, meta, table, false);
         tracing::info!("job {name} ({id}) is taken up, hand-over {handover:?}");
         if is_restarting {

@@ -175,8 +175,10 @@ pub(super) extern "C" fn kill(pid: c_int, signal: c_int) -> c_int {
 fn note_kill(real: c_int, signal: c_int) {
     let Some(table) = process::table().filter(|_| is_failure(signal)) else { return };
     let note = |slot: &Slot| slot.killed.store(signal, Ordering::Release);
+    let own = ulpm_sys::getpid();
     if real > 0 {
-        if let Some(slot) = table.by_real(real) {
+        // A process that signals itself does so to die of what has happened to it.
+        if let Some(slot) = table.by_real(real).filter(|_| real != own) {
             note(slot);
         }
         return;
@@ -184,7 +186,8 @@ fn note_kill(real: c_int, signal: c_int) {
     // A group, or everybody.
     let group = if real == 0 { ulpm_sys::getpgid(0).unwrap_or(0) } else { -real };
     for slot in table.slots().iter().filter(|slot| slot.is_member()) {
-        if real == -1 || ulpm_sys::getpgid(slot.real()) == Ok(group) {
+        // kill(-1) spares the caller.
+        if (real == -1 && slot.real() != own) || ulpm_sys::getpgid(slot.real()) == Ok(group) {
             note(slot);
         }
     }
