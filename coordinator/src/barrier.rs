@@ -145,6 +145,8 @@ pub struct Freeze {
     deferred: bool,
     /// Who has taken note of the children that are stopped.
     noted: BTreeSet<Pid>,
+    /// The last scan asked for nothing, and nobody has said anything since.
+    idle: bool,
     /// Until when those who are frozen last run on, once the others are frozen.
     alone: Option<Instant>,
     deadline: Instant,
@@ -163,6 +165,7 @@ impl Freeze {
             looked: false,
             deferred: false,
             noted: BTreeSet::new(),
+            idle: false,
             alone: None,
             deadline: now + timeout,
             next_scan: now,
@@ -181,7 +184,8 @@ impl Freeze {
             return Step::TimedOut;
         }
         let comes = |phase| matches!(phase, Phase::Woken | Phase::Asked | Phase::Noting);
-        let turn = self.deferred && !self.any(comes) && self.alone.is_none_or(|until| now >= until);
+        let alone = self.alone.is_some_and(|until| now < until);
+        let turn = self.deferred && !self.idle && !self.any(comes) && !alone;
         if (all_frozen && self.dirty) || turn || now >= self.next_scan {
             // The first scan cannot complete anything.
             return Step::Scan { children: all_frozen && self.looked };
@@ -244,6 +248,7 @@ impl Freeze {
         };
         self.pause =
             if actions.is_empty() { (self.pause * 2).clamp(floor, SCAN_LATEST) } else { floor };
+        self.idle = actions.is_empty();
         // The signal may have come at the moment at which glibc installed a handler of its own.
         actions.append(&mut silent);
         // A scan of a big job takes long: leave it at least as much time to get somewhere.
@@ -293,6 +298,7 @@ impl Freeze {
         if let Some(phase) = self.members.get_mut(&pid) {
             *phase = Phase::Frozen;
             self.dirty = true;
+            self.idle = false;
         }
     }
 
@@ -303,6 +309,7 @@ impl Freeze {
             self.next_scan = now;
             self.pause = SCAN_SOONEST;
             self.dirty = true;
+            self.idle = false;
         }
     }
 
