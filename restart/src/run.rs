@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -263,6 +263,13 @@ fn restart(options: &Options) -> Result<u8, RestartError> {
             return Ok(exit_code(status));
         }
         Outcome::Again { path, token } => {
+            // What it had here is what the next attempt finds at the usual numbers.
+            if let Some(session) = session {
+                for (stream, number) in session.into_streams().into_iter().zip(0..) {
+                    // SAFETY: the call takes numbers only.
+                    unsafe { libc::dup2(stream.as_raw_fd(), number) };
+                }
+            }
             return Err(again(options, opened.job, token, &path));
         }
         Outcome::Ended => {}

@@ -198,12 +198,13 @@ impl Keeper {
         }
     }
 
-    /// Whether no party is so far behind that the job has to wait.
+    /// Whether its owner is not so far behind that the job has to wait. Who only looks in is told from the log later.
     fn may_read(&self) -> bool {
         if self.ended.is_some() {
             return true;
         }
-        let parties = self.parties.iter().filter(|party| party.greeted).map(|party| party.taken);
+        let parties = self.parties.iter().filter(|party| party.greeted && party.owner);
+        let parties = parties.map(|party| party.taken);
         let away = self.owner_away.map(|_| self.owner_taken);
         let last = parties.chain(away).min().unwrap_or(self.log.end());
         self.log.end() - last < WINDOW
